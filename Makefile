@@ -1,0 +1,60 @@
+# Everything is built, tested and installed from here; `make` alone builds.
+
+GO     ?= go
+PREFIX ?= /usr/local
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+.PHONY: need-go build deps check lint test fuzz install clean
+.DEFAULT_GOAL := build
+
+need-go:
+	@GO=$(GO) .ci/need-go
+
+# The binary needs nothing of the host but its kernel.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+build: need-go
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/afterimage ./cmd/afterimage
+
+# The only target that installs anything.
+deps:
+	@.ci/deps
+
+# Everything that needs nothing but Go and gcc.
+check: need-go lint
+	$(GO) run ./internal/citest unit race
+
+STATICCHECK := bin/tools/staticcheck
+
+$(STATICCHECK): internal/tools/go.mod internal/tools/go.sum | need-go
+	CGO_ENABLED=0 $(GO) build -C internal/tools -o ../../$@ honnef.co/go/tools/cmd/staticcheck
+
+lint: need-go $(STATICCHECK)
+	@bad=$$($$($(GO) env GOROOT)/bin/gofmt -l .); \
+	if [ -n "$$bad" ]; then echo "not formatted, run gofmt -w on:"; echo "$$bad"; exit 1; fi
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+
+# Everything. As an ordinary user, the tests that need root go through sudo.
+test: need-go
+	@.ci/deps --check >/dev/null || .ci/deps
+	@$(MAKE) --no-print-directory build lint
+	$(GO) run ./internal/citest unit race real kill root
+
+FUZZTIME ?= 5m
+
+fuzz: need-go
+	$(GO) run ./internal/citest -fuzztime $(FUZZTIME) fuzz
+
+install: build
+	install -D -m 0755 bin/afterimage $(DESTDIR)$(PREFIX)/bin/afterimage
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	bin/afterimage completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/afterimage
+	bin/afterimage completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_afterimage
+	bin/afterimage completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/afterimage.fish
+
+# What go test keeps as fuzzing crashers is source: it stays.
+clean:
+	rm -rf bin

@@ -1,0 +1,128 @@
+// Command citest runs the module's tests in stages and adds them up. What a
+// test needs is in its name, and nothing is skipped quietly: each stage runs
+// exactly its own tests, and a stage that finds none fails.
+//
+//	TestReal...  needs real peers (qemu-io, nbdcopy, fio): `make deps`
+//	TestKill...  kills processes in the middle of their work, and takes longer
+//	TestRoot...  needs root: compiled as the user, run through sudo
+//	all others   need nothing but Go
+//
+// Usage: citest [-fuzztime D] unit|race|real|kill|root|fuzz...
+//
+//	main.go    the stages and the last line      events.go  what go test -json says
+//	source.go  which package has which tests     root.go    tests that need root
+//	fuzz.go    every fuzz target and its table
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// A stage is one go test over some packages.
+type stage struct {
+	name   string
+	what   string
+	budget time.Duration // what it should take on two cores; for people, not a limit
+	prefix string        // of the tests it runs; "" means those with no special prefix
+	args   []string
+	env    []string
+}
+
+var stages = []stage{
+	{name: "unit", what: "tests and fuzz corpora that need nothing but Go", budget: 2 * time.Minute},
+	{name: "race", what: "the same under the race detector", budget: 5 * time.Minute,
+		args: []string{"-race"}, env: []string{"CGO_ENABLED=1"}}, // the detector is C
+	{name: "real", what: "real clients and servers", budget: 5 * time.Minute, prefix: "TestReal"},
+	{name: "kill", what: "processes killed at their work", budget: 5 * time.Minute, prefix: "TestKill"},
+	{name: "root", what: "tests that need root", budget: 2 * time.Minute, prefix: "TestRoot"},
+}
+
+// special matches the names of tests that have a stage of their own.
+const special = "^Test(Real|Kill|Root)"
+
+// limit ends a package's tests that hang; go test prints every goroutine then.
+const limit = 15 * time.Minute
+
+func main() {
+	fuzzTime := flag.Duration("fuzztime", 5*time.Minute, "how long to run each fuzz target")
+	flag.Parse()
+	if flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "citest: name the stages to run")
+		os.Exit(2)
+	}
+	src, err := scan(".")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "citest:", err)
+		os.Exit(1)
+	}
+	var sum tally
+	ok := true
+	for _, name := range flag.Args() {
+		if name == "fuzz" {
+			ok = fuzz(src, *fuzzTime) && ok
+			continue
+		}
+		t, err := runStage(name, src)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "citest:", err)
+			os.Exit(1)
+		}
+		sum.add(t)
+		ok = ok && t.failed == 0 && t.passed > 0
+	}
+	if sum.any() {
+		fmt.Println(sum)
+	}
+	if !ok {
+		os.Exit(1)
+	}
+}
+
+func runStage(name string, src *source) (tally, error) {
+	for _, s := range stages {
+		if s.name != name {
+			continue
+		}
+		fmt.Printf("== %s: %s (budget %v)\n", s.name, s.what, s.budget)
+		begun := time.Now()
+		t, err := s.run(src)
+		if err != nil {
+			return t, fmt.Errorf("stage %s: %w", name, err)
+		}
+		if t.passed+t.failed == 0 {
+			fmt.Printf("stage %s has no tests: a name is wrong, or they are gone\n", name)
+			t.failed++
+		}
+		fmt.Printf("== %s: %v in %v\n", s.name, t, time.Since(begun).Round(time.Second))
+		return t, nil
+	}
+	return tally{}, fmt.Errorf("there is no stage %q", name)
+}
+
+func (s *stage) run(src *source) (tally, error) {
+	if s.prefix == "TestRoot" {
+		return runRoot(src)
+	}
+	args := []string{"test", "-json", "-timeout", limit.String()}
+	args = append(args, s.args...)
+	if s.prefix == "" {
+		args = append(args, "-skip", special, "./...")
+	} else {
+		pkgs := src.packages(s.prefix)
+		if len(pkgs) == 0 {
+			return tally{}, nil
+		}
+		// A peer's version is not in the cache's key: never a cached result.
+		args = append(args, "-count=1", "-run", "^"+s.prefix)
+		args = append(args, pkgs...)
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), s.env...)
+	fmt.Println("   go", strings.Join(args, " "))
+	return follow(cmd)
+}
