@@ -64,6 +64,7 @@ disk over NBD; the image stays an ordinary raw file.`,
 	root.SetHelpFunc(help)
 	noun(root)
 	root.AddCommand(
+		a.diskCommand(),
 		a.doctorCommand(),
 		a.completionCommand(),
 		a.versionCommand(),

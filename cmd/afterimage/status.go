@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 
+	"golang.org/x/sys/unix"
+
 	"afterimage/blockdev"
 )
 
@@ -30,6 +32,7 @@ const statusHelp = `0 done, 1 failed, 2 wrong usage or an impossible argument,
 // statusOf says which exit status an error becomes.
 func statusOf(err error) int {
 	var s *statusError
+	var f *blockdev.FormatError
 	switch {
 	case err == nil:
 		return statusDone
@@ -41,6 +44,10 @@ func statusOf(err error) int {
 		return statusNotFound
 	case errors.Is(err, blockdev.ErrInUse), errors.Is(err, fs.ErrExist), errors.Is(err, blockdev.ErrReadOnly):
 		return statusRefused
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return statusRefused
+	case errors.As(err, &f), errors.Is(err, blockdev.ErrAlignment), errors.Is(err, unix.EISDIR):
+		return statusUsage // no disk of ours, and never will be
 	}
 	return statusFailed
 }

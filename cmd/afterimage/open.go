@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"regexp"
+
+	"github.com/spf13/cobra"
+
+	"afterimage/blockdev"
+)
+
+// diskOptions say how the disk that an argument names is opened.
+type diskOptions struct {
+	readOnly bool
+	format   string // --format: "" guesses and refuses what is not raw, "raw" insists
+}
+
+// formatFlag adds --format to a command that opens disks.
+func formatFlag(cmd *cobra.Command, o *diskOptions) {
+	cmd.Flags().StringVar(&o.format, "format", "", "raw: take the image as raw, whatever its first bytes look like")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (o diskOptions) check() error {
+	if o.format != "" && o.format != "raw" {
+		err := usagef("--format %s: raw is the only format", o.format)
+		return withHint(err, "qemu-nbd serves other formats; name the NBD URI it prints as the image")
+	}
+	return nil
+}
+
+// uriForm is a URI; a path that looks like one can be written with ./ before.
+var uriForm = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9+.-]*://`)
+
+// openDisk opens a raw file, a block device or an NBD URI.
+func openDisk(_ context.Context, name string, o diskOptions) (blockdev.Device, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if name == "" {
+		return nil, usagef("the name of a disk is empty")
+	}
+	if uriForm.MatchString(name) {
+		return nil, usagef("%s: not a URI that can be opened", name)
+	}
+	dev, err := blockdev.OpenFile(name, blockdev.FileOptions{ReadOnly: o.readOnly, Raw: o.format == "raw"})
+	if err != nil {
+		return nil, err // not dev: a nil *File is no nil Device
+	}
+	return dev, nil
+}
