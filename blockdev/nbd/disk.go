@@ -1,0 +1,119 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"afterimage/blockdev"
+)
+
+// A disk is a Queue with the connections that use it, under whatever names it
+// is exported.
+//
+// When a client's connection breaks, the client connects again and repeats what
+// was not answered. Something of the old connection that is still waiting its
+// turn must not be run after what the new one asks (rule A6): it would put old
+// content over new. Therefore a connection is admitted only when of every dead
+// one all that had begun has finished; what had not begun finds Gone true.
+type disk struct {
+	queue blockdev.Queue
+	users map[*conn]struct{} // guarded by Server.mu
+}
+
+// settlePoll is how often a connection that waits for admission looks again.
+const settlePoll = 2 * time.Millisecond
+
+var (
+	errUnsettled = errors.New("requests of a connection that has died are still under way; try again")
+	errNoExport  = errors.New("no export of that name")
+	errEnding    = errors.New("the server is shutting down")
+)
+
+// admit makes c a user of the export's disk. It returns errNoExport if the
+// export is not there any more, and errUnsettled if it has waited for dead
+// connections as long as it may.
+func (s *Server) admit(ctx context.Context, c *conn, e *Export) error {
+	deadline := time.NewTimer(s.settleTimeout())
+	defer deadline.Stop()
+	poll := time.NewTicker(settlePoll)
+	defer poll.Stop()
+	for {
+		ok, err := s.tryAdmit(c, e)
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-poll.C:
+		case <-deadline.C:
+			return errUnsettled
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exports[e.Name] != e {
+		return false, errNoExport
+	}
+	d := s.disks[e.Queue]
+	settled := true
+	for u := range d.users {
+		if !u.over() {
+			continue
+		}
+		// Its loop may still submit what it has received. That finds gone set:
+		// only what was unfinished before we looked can have begun.
+		if !u.leaving() {
+			u.hangUp(errSuperseded)
+		}
+		if u.unfinished.Load() > 0 {
+			settled = false
+		}
+	}
+	if !settled {
+		return false, nil
+	}
+	c.export, c.disk, c.queue = e, d, e.Queue
+	d.users[c] = struct{}{}
+	return true, nil
+}
+
+var errSuperseded = errors.New("the client has connected again")
+
+// leaving reports that the loop has ended: nothing more will be submitted, and
+// a client that said goodbye has its requests finished.
+func (c *conn) leaving() bool {
+	select {
+	case <-c.loopEnded:
+		return true
+	default:
+		return false
+	}
+}
+
+// leave ends what admit began.
+func (s *Server) leave(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.disk != nil {
+		delete(c.disk.users, c)
+		s.dropDiskLocked(c.disk)
+	}
+}
+
+// dropDiskLocked forgets a disk that nobody exports or uses.
+func (s *Server) dropDiskLocked(d *disk) {
+	if len(d.users) > 0 {
+		return
+	}
+	for _, e := range s.exports {
+		if e.Queue == d.queue {
+			return
+		}
+	}
+	delete(s.disks, d.queue)
+}

@@ -1,0 +1,153 @@
+package nbd
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"afterimage/blockdev"
+	"afterimage/internal/testenv"
+)
+
+// run runs a program that must succeed, and returns what it said.
+func run(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	out, err := try(t, program, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func try(t testing.TB, program string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testenv.Need(t, program), args...)
+	cmd.Dir = t.TempDir() // fio leaves files behind
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func uriOf(socket, export string) string { return "nbd+unix:///" + export + "?socket=" + socket }
+
+// image makes an image file and a Queue over it.
+func image(t testing.TB, size int64) (string, blockdev.Queue) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := blockdev.CreateFile(path, size); err != nil {
+		t.Fatal(err)
+	}
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return path, blockdev.NewPool(f, 8)
+}
+
+func TestRealNbdinfo(t *testing.T) {
+	s := quiet()
+	add(t, s, Export{Name: "disk", Description: "a disk", Queue: memPool(3 << 20)})
+	add(t, s, Export{Name: "fixed", Queue: memPool(5 << 20), ReadOnly: true})
+	add(t, s, Export{Name: "", Queue: memPool(1 << 20), Unlisted: true})
+	socket := serve(t, s)
+
+	for export, size := range map[string]string{"disk": "3145728", "fixed": "5242880", "": "1048576"} {
+		if got := strings.TrimSpace(run(t, "nbdinfo", "--size", uriOf(socket, export))); got != size {
+			t.Errorf("size of %q: %s, want %s", export, got, size)
+		}
+	}
+	for _, c := range []struct {
+		export, can string
+		want        int // nbdinfo: 0 yes, 2 no
+	}{
+		{"disk", "connect", 0}, {"disk", "flush", 0}, {"disk", "fua", 0}, {"disk", "trim", 0}, {"disk", "zero", 0},
+		{"disk", "fast-zero", 0}, {"disk", "multi-conn", 0}, {"disk", "write", 0}, {"disk", "cache", 2}, {"disk", "df", 2},
+		{"fixed", "write", 2}, {"fixed", "flush", 0}, {"fixed", "trim", 2}, {"fixed", "zero", 2}, {"fixed", "multi-conn", 0},
+	} {
+		out, err := try(t, "nbdinfo", "--can", c.can, uriOf(socket, c.export))
+		code := 0
+		if e, ok := err.(*exec.ExitError); ok {
+			code = e.ExitCode()
+		}
+		if code != c.want {
+			t.Errorf("nbdinfo --can %s %s: exit status %d, want %d\n%s", c.can, c.export, code, c.want, out)
+		}
+	}
+	list := run(t, "nbdinfo", "--list", uriOf(socket, ""))
+	if !strings.Contains(list, `export="disk"`) || !strings.Contains(list, "a disk") || !strings.Contains(list, `export="fixed"`) || strings.Contains(list, `export=""`) {
+		t.Errorf("nbdinfo --list:\n%s", list)
+	}
+	info := run(t, "nbdinfo", uriOf(socket, "disk"))
+	for _, want := range []string{"protocol: newstyle-fixed without TLS, using simple packets", "block_size_minimum: 1\n", "block_size_preferred: 4096\n", "block_size_maximum: 67108864\n"} {
+		if !strings.Contains(info, want) {
+			t.Errorf("nbdinfo lacks %q:\n%s", want, info)
+		}
+	}
+	if out, err := try(t, "nbdinfo", uriOf(socket, "none")); err == nil {
+		t.Errorf("nbdinfo of an unknown export:\n%s", out)
+	}
+}
+
+func TestRealQemuIO(t *testing.T) {
+	path, q := image(t, 8<<20)
+	s := quiet()
+	add(t, s, Export{Name: "disk", Queue: q})
+	socket := serve(t, s)
+	u := uriOf(socket, "disk")
+	run(t, "qemu-io", "-f", "raw",
+		"-c", "write -P 0xaa 0 1M", "-c", "write -f -P 0xbb 1M 4k", "-c", "read -P 0xaa 0 1M", "-c", "write -z 64k 64k",
+		"-c", "read -P 0 64k 64k", "-c", "write -z -u 0 64k", "-c", "read -P 0 0 64k", "-c", "read -P 0xaa 128k 896k",
+		"-c", "read -P 0xbb 1M 4k", "-c", "discard 2M 1M", "-c", "write -P 0xcc 8191k 1k", "-c", "flush",
+		"-c", "aio_write -P 0xdd 3M 3M", "-c", "aio_flush", "-c", "read -P 0xdd 3M 3M", "-c", "map", u)
+	run(t, "qemu-img", "info", u)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off, want := range map[int]byte{0: 0, 128 << 10: 0xaa, 1 << 20: 0xbb, 3 << 20: 0xdd, 8<<20 - 1: 0xcc} {
+		if b[off] != want {
+			t.Errorf("byte %d of the image is %#x, want %#x", off, b[off], want)
+		}
+	}
+	run(t, "qemu-img", "compare", "-U", "-f", "raw", "-F", "raw", u, path)
+}
+
+func TestRealFioVerify(t *testing.T) {
+	s := quiet()
+	_, q := image(t, 64<<20)
+	add(t, s, Export{Name: "disk", Queue: q})
+	socket := serve(t, s)
+	run(t, "fio", "--name=v", "--ioengine=nbd", "--uri="+uriOf(socket, "disk"), "--rw=randwrite", "--bsrange=512-128k",
+		"--blockalign=512", "--iodepth=16", "--size=32M", "--io_size=64M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1")
+	run(t, "fio", "--name=v", "--ioengine=nbd", "--uri="+uriOf(socket, "disk"), "--rw=randwrite", "--bs=4k", "--numjobs=4",
+		"--iodepth=32", "--size=8M", "--offset_increment=16M", "--fsync=8", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1")
+}
+
+// TestRealNbdcopy sends random data through us and back; the oracle knows every
+// byte of it.
+func TestRealNbdcopy(t *testing.T) {
+	oracle := tempSocket(t)
+	startNbdkit(t, oracle, "sparse-random", "size=200M", "seed=1", "percent=30")
+	s := quiet()
+	_, q := image(t, 200<<20)
+	add(t, s, Export{Name: "disk", Queue: q})
+	socket := serve(t, s)
+	run(t, "nbdcopy", "--flush", uriOf(oracle, ""), uriOf(socket, "disk"))
+	run(t, "nbdcopy", uriOf(socket, "disk"), uriOf(oracle, ""))
+	file := filepath.Join(t.TempDir(), "out.raw")
+	run(t, "nbdcopy", uriOf(socket, "disk"), file)
+	run(t, "nbdcopy", file, uriOf(socket, "disk"))
+	// Requests as large as any client makes, and as small as they get.
+	run(t, "nbdcopy", "--request-size=33554432", uriOf(oracle, ""), uriOf(socket, "disk"))
+	run(t, "nbdcopy", "--request-size=4096", "--connections=4", uriOf(socket, "disk"), uriOf(oracle, ""))
+
+	// The oracle is one: a wrong byte is found.
+	if err := blockdev.Do1(devOf(q), &blockdev.Request{Op: blockdev.OpWrite, Off: 12345, Len: 1, Buf: []byte{1}}); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := try(t, "nbdcopy", uriOf(socket, "disk"), uriOf(oracle, "")); err == nil {
+		t.Errorf("a wrong byte went unnoticed:\n%s", out)
+	}
+}
