@@ -7,6 +7,7 @@
 //	size.go     SIZE as on the command line
 //	open.go     what a DISK argument names
 //	progress.go rate and time left of a long command
+//	listen.go   where the clients of serve come from
 //	serve.go, disk.go, doctor.go, completion.go, version.go: a noun each
 package main
 
@@ -64,6 +65,7 @@ disk over NBD; the image stays an ordinary raw file.`,
 	root.SetHelpFunc(help)
 	noun(root)
 	root.AddCommand(
+		a.serveCommand(),
 		a.diskCommand(),
 		a.doctorCommand(),
 		a.completionCommand(),

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"afterimage/blockdev/nbd"
+)
+
+// A source is where the clients of serve come from.
+type source struct {
+	socket string   // the Unix socket to make
+	fds    int      // how many sockets systemd has passed
+	conn   net.Conn // the one client of --stdio
+}
+
+// firstFD is the descriptor of the first socket that systemd passes.
+const firstFD = 3
+
+// chooseSource finds the one source that flags and environment name.
+func chooseSource(o serveOptions) (*source, error) {
+	if o.connections < 1 {
+		return nil, usagef("--connections %d: at least one is needed", o.connections)
+	}
+	fds, err := listenFDs()
+	if err != nil {
+		return nil, err
+	}
+	named := 0
+	for _, is := range []bool{o.socket != "", o.stdio, fds > 0} {
+		if is {
+			named++
+		}
+	}
+	if named != 1 {
+		err := usagef("say where clients connect: one of -U PATH, --stdio, or a socket from systemd (LISTEN_FDS)")
+		return nil, withHint(err, "see 'afterimage serve -h'")
+	}
+	src := &source{socket: o.socket, fds: fds}
+	if o.stdio {
+		src.conn, err = stdioConn()
+	}
+	return src, err
+}
+
+// listenFDs is the number of sockets that systemd has passed to this process;
+// see sd_listen_fds(3).
+func listenFDs() (int, error) {
+	pid, set := os.LookupEnv("LISTEN_PID")
+	if !set || pid != strconv.Itoa(os.Getpid()) {
+		return 0, nil
+	}
+	s := os.Getenv("LISTEN_FDS")
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > 1024 {
+		return 0, usagef("LISTEN_FDS=%q is no number of sockets", s)
+	}
+	return n, nil
+}
+
+// stdioConn is the socket at standard input.
+func stdioConn() (net.Conn, error) {
+	conn, err := net.FileConn(os.Stdin)
+	if _, ok := conn.(*net.UnixConn); ok {
+		return conn, nil
+	}
+	if err == nil {
+		conn.Close()
+	}
+	return nil, withHint(usagef("--stdio: standard input is no connected Unix socket"),
+		"libnbd's connect_command gives it one; nbdcopy's and nbdinfo's [ ... ] want no --stdio")
+}
+
+// A listener is a Unix socket with its path.
+type listener struct {
+	net.Listener
+	path string // absolute
+}
+
+// open makes, or takes over, the sockets of the source.
+func (s *source) open() ([]listener, error) {
+	if s.socket != "" {
+		path, err := filepath.Abs(s.socket)
+		if err != nil {
+			return nil, err
+		}
+		ln, err := nbd.ListenUnix(s.socket)
+		if err != nil {
+			return nil, err
+		}
+		return []listener{{ln, path}}, nil
+	}
+	var listeners []listener
+	for fd := firstFD; fd < firstFD+s.fds; fd++ {
+		ln, err := passedListener(fd)
+		if err != nil {
+			closeAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, ln)
+	}
+	return listeners, nil
+}
+
+func passedListener(fd int) (listener, error) {
+	file := os.NewFile(uintptr(fd), fmt.Sprintf("LISTEN_FDS descriptor %d", fd))
+	defer file.Close()
+	ln, err := net.FileListener(file)
+	if err != nil {
+		return listener{}, withStatus(fmt.Errorf("%s: %w", file.Name(), err), statusUsage)
+	}
+	if ln.Addr().Network() != "unix" {
+		ln.Close()
+		return listener{}, usagef("%s is no Unix socket: over a network a disk needs TLS, which this version does not have", file.Name())
+	}
+	return listener{ln, ln.Addr().String()}, nil
+}
+
+func closeAll(listeners []listener) {
+	for _, ln := range listeners {
+		ln.Close()
+	}
+}
+
+// unixURI is the NBD URI of an export on a Unix socket. Spaces are %20: that
+// + means a space is known to browsers only.
+func unixURI(export, socket string) string {
+	escape := func(s string) string {
+		return strings.NewReplacer("%2F", "/", "+", "%20").Replace(url.QueryEscape(s))
+	}
+	return "nbd+unix:///" + escape(export) + "?socket=" + escape(socket)
+}
+
+// limiter counts connections and refuses those above max. To let them wait
+// would hang a client that opens several and needs them all.
+type limiter struct {
+	max int
+	log *slog.Logger
+
+	mu                   sync.Mutex // guards what follows
+	open, total, refused int
+}
+
+// String is what SIGUSR1 prints.
+func (l *limiter) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return fmt.Sprintf("connections: %d open, %d since the start, %d refused", l.open, l.total, l.refused)
+}
+
+func (l *limiter) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open >= l.max {
+		l.refused++
+		return false
+	}
+	l.open++
+	l.total++
+	return true
+}
+
+func (l *limiter) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+}
+
+// serve accepts clients from ln and serves them until ctx is done, and returns
+// when all have ended.
+func (l *limiter) serve(ctx context.Context, srv *nbd.Server, ln net.Listener) error {
+	g := &gate{Listener: ln, limit: l, serve: func(nc net.Conn) { _ = srv.ServeConn(ctx, nc) }} // it logs its errors
+	defer g.conns.Wait()
+	return srv.Serve(ctx, g)
+}
+
+// gate is a listener that serves its clients itself, each as it is (the server
+// is fastest on a plain socket, so a client that counts when it is closed
+// cannot be wrapped around one). What it leaves to the server's loop is to go
+// on after passing errors and to end.
+type gate struct {
+	net.Listener
+	limit *limiter
+	serve func(net.Conn)
+	conns sync.WaitGroup
+}
+
+// Accept implements net.Listener; it only ever returns with an error.
+func (g *gate) Accept() (net.Conn, error) {
+	for {
+		nc, err := g.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if !g.limit.enter() {
+			nc.Close()
+			g.limit.log.Warn("refused a client: too many connections", "limit", g.limit.max)
+			continue
+		}
+		g.conns.Go(func() {
+			defer g.limit.leave()
+			g.serve(nc)
+		})
+	}
+}
