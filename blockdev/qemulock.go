@@ -47,7 +47,8 @@ const (
 // A writer uses read, write and resize and shares neither write nor resize. A
 // reader does not share them either: it is refused while anybody writes, and
 // keeps writers away, because a copy of a disk that changes meanwhile is no
-// copy. With Share it only reads, and shares all.
+// copy. With Share it only reads, and shares all. QEMU's own readers of raw
+// images (qemu-img without -U too) share writing, so they are not kept out.
 func lockImage(fd int, o FileOptions) error {
 	uses, unshared := permConsistentRead, permWrite|permResize
 	switch {
