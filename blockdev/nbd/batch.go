@@ -87,7 +87,7 @@ func (b *batch) answer(r *blockdev.Request, code uint32) {
 // seal makes room for the replies, when all requests are in.
 func (b *batch) seal() {
 	b.left.Store(int32(b.n) + 1)
-	if b.size <= len(b.headers) {
+	if b.size == b.n*replySize {
 		b.out = b.headers[:b.size]
 		return
 	}

@@ -24,13 +24,17 @@ type disk struct {
 // settlePoll is how often a connection that waits for admission looks again.
 const settlePoll = 2 * time.Millisecond
 
+// ErrNoExport is wrapped by what asks for an export that is not there, in the
+// server and in the client.
+var ErrNoExport = errors.New("no export of that name")
+
 var (
-	errUnsettled = errors.New("requests of a connection that has died are still under way; try again")
-	errNoExport  = errors.New("no export of that name")
-	errEnding    = errors.New("the server is shutting down")
+	errUnsettled  = errors.New("requests of a connection that has died are still under way; try again")
+	errSuperseded = errors.New("the client has connected again")
+	errEnding     = errors.New("the server is shutting down")
 )
 
-// admit makes c a user of the export's disk. It returns errNoExport if the
+// admit makes c a user of the export's disk. It returns ErrNoExport if the
 // export is not there any more, and errUnsettled if it has waited for dead
 // connections as long as it may.
 func (s *Server) admit(ctx context.Context, c *conn, e *Export) error {
@@ -57,7 +61,7 @@ func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.exports[e.Name] != e {
-		return false, errNoExport
+		return false, ErrNoExport
 	}
 	d := s.disks[e.Queue]
 	settled := true
@@ -81,8 +85,6 @@ func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
 	d.users[c] = struct{}{}
 	return true, nil
 }
-
-var errSuperseded = errors.New("the client has connected again")
 
 // leaving reports that the loop has ended: nothing more will be submitted, and
 // a client that said goodbye has its requests finished.

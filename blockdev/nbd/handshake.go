@@ -186,12 +186,12 @@ func (h *handshaking) info(option uint32, data []byte) error {
 	}
 	e := h.s.export(name)
 	if e == nil {
-		h.say(option, repErrUnknown, []byte(errNoExport.Error()))
+		h.say(option, repErrUnknown, []byte(ErrNoExport.Error()))
 		return nil
 	}
 	if option == optGo {
 		switch err := h.s.admit(h.ctx, h.c, e); {
-		case errors.Is(err, errNoExport):
+		case errors.Is(err, ErrNoExport):
 			h.say(option, repErrUnknown, []byte(err.Error()))
 			return nil
 		case errors.Is(err, errUnsettled):

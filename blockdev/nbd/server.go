@@ -110,7 +110,7 @@ func (s *Server) Remove(ctx context.Context, name string) error {
 	e := s.exports[name]
 	if e == nil {
 		s.mu.Unlock()
-		return fmt.Errorf("export %q: %w", name, errNoExport)
+		return fmt.Errorf("export %q: %w", name, ErrNoExport)
 	}
 	delete(s.exports, name)
 	d := s.disks[e.Queue]
