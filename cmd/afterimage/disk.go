@@ -198,6 +198,10 @@ func (a *app) diskCopy(ctx context.Context, from, to string, o diskOptions) erro
 		return withHint(withStatus(err, statusRefused), "name a larger disk, or a file that does not exist")
 	}
 
+	if dst.Info().ReadOnly {
+		return fmt.Errorf("%s: %w: nothing was written", to, blockdev.ErrReadOnly)
+	}
+
 	p := a.startProgress("copied", src.Size())
 	done, err := transfer.Copy(ctx, dst, src, transfer.CopyOptions{TargetZero: created, Progress: p.add})
 	p.finish()

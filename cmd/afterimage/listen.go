@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -82,7 +81,12 @@ func stdioConn() (net.Conn, error) {
 // A listener is a Unix socket with its path.
 type listener struct {
 	net.Listener
-	path string // absolute
+	path string // absolute; begins with a zero byte in the abstract namespace
+}
+
+// uri names an export on the listener.
+func (l *listener) uri(export string) string {
+	return nbd.URI{Socket: l.path, Export: export}.String()
 }
 
 // open makes, or takes over, the sockets of the source.
@@ -92,7 +96,11 @@ func (s *source) open() ([]listener, error) {
 		if err != nil {
 			return nil, err
 		}
-		ln, err := nbd.ListenUnix(s.socket)
+		name := s.socket
+		if name[0] == '@' {
+			name = "./" + name // a file all the same, not Linux's abstract namespace
+		}
+		ln, err := nbd.ListenUnix(name)
 		if err != nil {
 			return nil, err
 		}
@@ -121,22 +129,17 @@ func passedListener(fd int) (listener, error) {
 		ln.Close()
 		return listener{}, usagef("%s is no Unix socket: over a network a disk needs TLS, which this version does not have", file.Name())
 	}
-	return listener{ln, ln.Addr().String()}, nil
+	path := ln.Addr().String()
+	if strings.HasPrefix(path, "@") { // how package net writes the abstract namespace
+		path = "\x00" + path[1:]
+	}
+	return listener{ln, path}, nil
 }
 
 func closeAll(listeners []listener) {
 	for _, ln := range listeners {
 		ln.Close()
 	}
-}
-
-// unixURI is the NBD URI of an export on a Unix socket. Spaces are %20: that
-// + means a space is known to browsers only.
-func unixURI(export, socket string) string {
-	escape := func(s string) string {
-		return strings.NewReplacer("%2F", "/", "+", "%20").Replace(url.QueryEscape(s))
-	}
-	return "nbd+unix:///" + escape(export) + "?socket=" + escape(socket)
 }
 
 // limiter counts connections and refuses those above max. To let them wait

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"regexp"
 
 	"github.com/spf13/cobra"
 
 	"afterimage/blockdev"
+	"afterimage/blockdev/nbd"
 )
 
 // diskOptions say how the disk that an argument names is opened.
@@ -33,7 +35,7 @@ func (o diskOptions) check() error {
 var uriForm = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9+.-]*://`)
 
 // openDisk opens a raw file, a block device or an NBD URI.
-func openDisk(_ context.Context, name string, o diskOptions) (blockdev.Device, error) {
+func openDisk(ctx context.Context, name string, o diskOptions) (blockdev.Device, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -41,11 +43,25 @@ func openDisk(_ context.Context, name string, o diskOptions) (blockdev.Device, e
 		return nil, usagef("the name of a disk is empty")
 	}
 	if uriForm.MatchString(name) {
-		return nil, usagef("%s: not a URI that can be opened", name)
+		return openURI(ctx, name, o)
 	}
 	dev, err := blockdev.OpenFile(name, blockdev.FileOptions{ReadOnly: o.readOnly, Raw: o.format == "raw"})
 	if err != nil {
 		return nil, err // not dev: a nil *File is no nil Device
+	}
+	return dev, nil
+}
+
+func openURI(ctx context.Context, uri string, o diskOptions) (blockdev.Device, error) {
+	if _, err := nbd.ParseURI(uri); err != nil {
+		return nil, withStatus(err, statusUsage)
+	}
+	dev, err := nbd.Dial(ctx, uri, nbd.Options{ReadOnly: o.readOnly})
+	switch {
+	case errors.Is(err, nbd.ErrNoExport):
+		return nil, withHint(withStatus(err, statusNotFound), "nbdinfo --list shows what the server has")
+	case err != nil:
+		return nil, withHint(withStatus(err, statusUnreachable), "see that the server runs, and may be reached from here")
 	}
 	return dev, nil
 }

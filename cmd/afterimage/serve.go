@@ -142,7 +142,7 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 // announce prints where the disk can be opened.
 func (a *app) announce(listeners []listener, name string, disk *served) error {
 	for _, ln := range listeners {
-		s := serving{unixURI(name, ln.path), name, disk.queue.Size(), disk.queue.Info().ReadOnly}
+		s := serving{ln.uri(name), name, disk.queue.Size(), disk.queue.Info().ReadOnly}
 		var err error
 		if a.json {
 			err = a.printJSON(s)
@@ -188,10 +188,8 @@ func (s *served) close() error {
 // exportName is the default name of the export of an image: its base name
 // without the extension.
 func exportName(image string) string {
-	if uriForm.MatchString(image) {
-		image, _, _ = strings.Cut(image, "?")
-		_, image, _ = strings.Cut(image, "://")
-		_, image, _ = strings.Cut(image, "/")
+	if u, err := nbd.ParseURI(image); err == nil {
+		image = u.Export
 	}
 	base := filepath.Base(image)
 	if base == "." || base == "/" {
