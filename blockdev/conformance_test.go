@@ -73,6 +73,29 @@ func TestFileConformanceDirect(t *testing.T) {
 	fileConformance(t, t.TempDir(), blockdev.FileOptions{Direct: true})
 }
 
+// TestFileConformanceWithout is what is left where kernel or file system can do
+// less.
+func TestFileConformanceWithout(t *testing.T) {
+	for name, l := range map[string]blockdev.Lacks{
+		"holes":          {Punch: true},
+		"any fallocate":  {Punch: true, ZeroRange: true},
+		"RWF flags":      {ZeroRange: true, DSync: true, NoWait: true},
+		"zeroing ranges": {ZeroRange: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := shm(t)
+			if !l.ZeroRange {
+				dir = t.TempDir() // tmpfs cannot zero a range
+			}
+			devtest.Run(t, func(t *testing.T) blockdev.Device {
+				f := newFile(t, dir, blockdev.FileOptions{})
+				f.Pretend(l)
+				return f
+			}, devtest.Options{Steps: 60})
+		})
+	}
+}
+
 // loop makes a zeroed loop device over a new file.
 func loop(t *testing.T, dir string, more ...string) string {
 	t.Helper()

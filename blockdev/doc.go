@@ -14,7 +14,11 @@
 //	device.go    Device, Request, Extent, the errors and the helpers on them
 //	queue.go     Queue, Completer and Pool
 //	mem.go       a disk in memory
-//	file.go      a raw image file; sparse, hole punching, optional O_DIRECT
+//	file.go      a raw image file: opening, creating, resizing; optional O_DIRECT
+//	fileio.go    its reads, writes and flushes
+//	filezero.go  its holes: zeroing, trimming, finding them
+//	handle.go    a file descriptor that is never used after it was closed
+//	buf.go       buffers that O_DIRECT takes
 //	blockfile.go a block device of the host
 //	qemulock.go  QEMU's byte locks, so that neither opens what the other holds
 //	probe.go     image formats told apart by their magic

@@ -211,7 +211,7 @@ func (f *File) setUp(kind uint32, o FileOptions) error {
 func (f *File) setUpRegular() {
 	var fsi unix.Statfs_t
 	if unix.Fstatfs(f.handle.fd, &fsi) == nil {
-		switch int64(fsi.Type) {
+		switch uint32(fsi.Type) { // signed on 32-bit machines
 		case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
 			f.volatile = true
 		}

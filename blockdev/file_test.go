@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -281,11 +282,13 @@ func TestCloseUnderLoad(t *testing.T) {
 	for range 50 {
 		f := newFile(t, dir, blockdev.FileOptions{})
 		var wg sync.WaitGroup
+		var writes atomic.Int64
 		for w := range 4 {
 			wg.Go(func() {
 				p := bytes.Repeat([]byte{0xff}, 4096)
 				for {
 					err := blockdev.WriteAt(f, p, int64(w)*4096)
+					writes.Add(1)
 					if errors.Is(err, blockdev.ErrClosed) {
 						return
 					}
@@ -296,6 +299,7 @@ func TestCloseUnderLoad(t *testing.T) {
 				}
 			})
 		}
+		eventually(t, "writes under way", func() bool { return writes.Load() > 100 })
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}

@@ -46,8 +46,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestProbeRealImages has qemu-img make every format it can.
-func TestProbeRealImages(t *testing.T) {
+// TestRealProbeImages has qemu-img make every format it can.
+func TestRealProbeImages(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range []struct{ format, options, want string }{
 		{"raw", "", ""}, {"qcow", "", "qcow"}, {"qcow2", "", "qcow2"}, {"qed", "", "qed"}, {"vdi", "", "vdi"},
@@ -78,4 +78,18 @@ func TestProbeRealImages(t *testing.T) {
 			t.Errorf("%s %s: %v", c.format, c.options, err)
 		}
 	}
+}
+
+func FuzzProbe(f *testing.F) {
+	f.Add([]byte("QFI\xfb\x00\x00\x00\x01"))
+	f.Add(append(make([]byte, 512), "conectix"...))
+	f.Fuzz(func(t *testing.T, disk []byte) {
+		got, err := blockdev.Probe(bytes.NewReader(disk), int64(len(disk)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got == "" && bytes.HasPrefix(disk, []byte("vhdxfile")) {
+			t.Error("a VHDX was taken for a raw disk")
+		}
+	})
 }

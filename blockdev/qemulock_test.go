@@ -162,10 +162,10 @@ func run(t *testing.T, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestQEMURefusesWhatWeHold: whoever writes with QEMU's tools is kept away. Its
+// TestRealQEMURefusesWhatWeHold: whoever writes with QEMU's tools is kept away. Its
 // readers of raw images share writing (of other formats they do not), so they
 // are let in, here as beside a VM.
-func TestQEMURefusesWhatWeHold(t *testing.T) {
+func TestRealQEMURefusesWhatWeHold(t *testing.T) {
 	path := image(t)
 	commands := []struct {
 		name    string
@@ -212,8 +212,8 @@ func TestQEMURefusesWhatWeHold(t *testing.T) {
 	check("let go", false)
 }
 
-// TestWeRefuseWhatQEMUHolds is the other direction.
-func TestWeRefuseWhatQEMUHolds(t *testing.T) {
+// TestRealQEMUHoldsWeRefuse is the other direction.
+func TestRealQEMUHoldsWeRefuse(t *testing.T) {
 	path := image(t)
 	check := func(holder string, o blockdev.FileOptions, refused bool) {
 		t.Helper()

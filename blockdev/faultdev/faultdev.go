@@ -124,8 +124,8 @@ func (d *Device) Close() error {
 // Do implements blockdev.Device. What no rule strikes is done as one batch
 // first, so that a request that hangs holds up none but the caller.
 func (d *Device) Do(reqs []*blockdev.Request) {
-	rules, any := d.match(reqs)
-	if !any {
+	rules, struck := d.match(reqs)
+	if !struck {
 		d.Device.Do(reqs)
 		return
 	}
@@ -144,7 +144,7 @@ func (d *Device) Do(reqs []*blockdev.Request) {
 }
 
 // match finds the rule for each request and counts.
-func (d *Device) match(reqs []*blockdev.Request) (rules []*Rule, any bool) {
+func (d *Device) match(reqs []*blockdev.Request) (rules []*Rule, struck bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.rules) == 0 {
@@ -168,12 +168,12 @@ func (d *Device) match(reqs []*blockdev.Request) (rules []*Rule, any bool) {
 					rule.Times = -1
 				}
 			}
-			rules[i], any = rule, true
+			rules[i], struck = rule, true
 			d.fired++
 			break
 		}
 	}
-	return rules, any
+	return rules, struck
 }
 
 // strike does to the request what the rule says. Of the rule only what never

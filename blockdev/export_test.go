@@ -1,0 +1,14 @@
+package blockdev
+
+// Lacks are things that kernel or file system cannot do.
+type Lacks struct{ Punch, ZeroRange, DSync, NoWait bool }
+
+// Pretend makes the file believe that it cannot do what it can.
+func (f *File) Pretend(l Lacks) {
+	f.noPunch.Store(l.Punch)
+	f.noZeroRange.Store(l.ZeroRange)
+	f.noDSync.Store(l.DSync)
+	f.noNoWait.Store(l.NoWait)
+	f.info.CheapZero = !l.Punch
+	f.info.CheapTrim = !l.Punch
+}
