@@ -12,3 +12,6 @@ func (f *File) Pretend(l Lacks) {
 	f.info.CheapZero = !l.Punch
 	f.info.CheapTrim = !l.Punch
 }
+
+// CreateFileNamed is CreateFile on a file system without nameless files.
+func CreateFileNamed(path string, size int64) error { return createFile(path, size, false) }

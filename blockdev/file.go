@@ -328,7 +328,7 @@ func (f *File) closedError() error { return fmt.Errorf("%s: %w", f.info.Name, Er
 //     not reach the disk
 //  3. directory synced: leaves the image
 func CreateFile(path string, size int64) error {
-	if err := createFile(path, size); err != nil {
+	if err := createFile(path, size, true); err != nil {
 		oe := &OpenError{Path: path, Err: fmt.Errorf("create: %w", err)}
 		if errors.Is(err, fs.ErrExist) {
 			oe.hint = "remove it first, or choose another name"
@@ -338,7 +338,9 @@ func CreateFile(path string, size int64) error {
 	return nil
 }
 
-func createFile(path string, size int64) error {
+// createFile tries a nameless file first if it is to, and a temporary one where
+// the file system has none.
+func createFile(path string, size int64, nameless bool) error {
 	if size <= 0 || size%SectorSize != 0 {
 		return fmt.Errorf("a disk of %d bytes: its size must be a positive multiple of %d: %w", size, SectorSize, ErrAlignment)
 	}
@@ -352,9 +354,12 @@ func createFile(path string, size int64) error {
 	}
 	defer d.Close()
 
-	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
+	var f *os.File
 	temp := ""
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+	if nameless {
+		f, err = os.OpenFile(dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
+	}
+	if !nameless || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
 		if f, err = os.CreateTemp(dir, "."+filepath.Base(path)+".*"); err == nil {
 			temp = f.Name()
 			defer os.Remove(temp) // fails if it was renamed, as it should

@@ -100,25 +100,32 @@ func TestDirectWantsAlignedMemory(t *testing.T) {
 }
 
 func TestCreateFile(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), shm(t)} {
+	for _, c := range []struct {
+		dir    string
+		create func(string, int64) error
+	}{
+		{t.TempDir(), blockdev.CreateFile}, {shm(t), blockdev.CreateFile},
+		{t.TempDir(), blockdev.CreateFileNamed}, {shm(t), blockdev.CreateFileNamed},
+	} {
+		dir := c.dir
 		path := filepath.Join(dir, "disk.raw")
 		for _, size := range []int64{-512, 0, 1000} {
-			if err := blockdev.CreateFile(path, size); !errors.Is(err, blockdev.ErrAlignment) {
+			if err := c.create(path, size); !errors.Is(err, blockdev.ErrAlignment) {
 				t.Errorf("%d bytes: got %v, want ErrAlignment", size, err)
 			}
 		}
-		if err := blockdev.CreateFile(path, 1<<62); err == nil {
+		if err := c.create(path, 1<<62); err == nil {
 			os.Remove(path) // tmpfs takes any size
 		} else if !errors.Is(err, syscall.EFBIG) && !errors.Is(err, syscall.EINVAL) {
 			t.Errorf("2^62 bytes: %v", err)
 		}
-		if err := blockdev.CreateFile(filepath.Join(dir, "none", "disk.raw"), 512); !errors.Is(err, fs.ErrNotExist) {
+		if err := c.create(filepath.Join(dir, "none", "disk.raw"), 512); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("no such directory: %v", err)
 		}
 		if names, _ := os.ReadDir(dir); len(names) != 0 {
 			t.Fatalf("failures left %v behind", names)
 		}
-		if err := blockdev.CreateFile(path, 1<<30); err != nil {
+		if err := c.create(path, 1<<30); err != nil {
 			t.Fatal(err)
 		}
 		var st unix.Stat_t
@@ -128,13 +135,13 @@ func TestCreateFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := blockdev.CreateFile(path, 512); !errors.Is(err, fs.ErrExist) {
+		if err := c.create(path, 512); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("over a file: got %v, want fs.ErrExist", err)
 		}
 		if err := os.Symlink("nowhere", path+".link"); err != nil {
 			t.Fatal(err)
 		}
-		if err := blockdev.CreateFile(path+".link", 512); !errors.Is(err, fs.ErrExist) {
+		if err := c.create(path+".link", 512); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("over a symbolic link: got %v, want fs.ErrExist", err)
 		}
 		if p, _ := os.ReadFile(path); string(p) != "mine" {
@@ -225,6 +232,47 @@ func TestHolesAreHoles(t *testing.T) {
 			t.Errorf("%d bytes of holes seen, %v", holes, err)
 		}
 	}
+}
+
+// TestExtentsOfAChangingFile: whatever is punched and written meanwhile, the
+// runs cover the range in order.
+func TestExtentsOfAChangingFile(t *testing.T) {
+	f := newFile(t, shm(t), blockdev.FileOptions{})
+	defer f.Close()
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	wg.Go(func() {
+		p := bytes.Repeat([]byte{1}, 4096)
+		for i := int64(0); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			off := i * 7 % (testSize / 4096) * 4096
+			if err := blockdev.WriteAt(f, p, off); err != nil {
+				t.Error(err)
+			}
+			if err := blockdev.WriteZeroes(f, blockdev.Extent{Off: (off + testSize/2) % testSize, Len: 4096}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 300 {
+		at := int64(0)
+		err := f.Extents(0, testSize, func(r blockdev.Run) bool {
+			if r.Off != at || r.Len <= 0 || r.Hole != r.Zero {
+				t.Errorf("run %+v follows %d", r, at)
+			}
+			at = r.End()
+			return true
+		})
+		if err != nil || at != testSize {
+			t.Fatalf("the runs end at %d, %v", at, err)
+		}
+	}
+	close(stop)
+	wg.Wait()
 }
 
 // TestRootNoSpace: what the disk of the image says reaches the caller, with the

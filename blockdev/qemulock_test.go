@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,6 +81,37 @@ func TestLockAgainstOurselves(t *testing.T) {
 			}
 			open(t, path, c.second)
 		})
+	}
+}
+
+// TestLockRace: of many that open an image at the same moment, never two get it.
+func TestLockRace(t *testing.T) {
+	path := image(t)
+	var holders, won atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
+				if errors.Is(err, blockdev.ErrInUse) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d have it open", n)
+				}
+				won.Add(1)
+				holders.Add(-1)
+				f.Close()
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() == 0 {
+		t.Error("nobody ever got it")
 	}
 }
 
