@@ -1,0 +1,61 @@
+package hrl
+
+import (
+	"fmt"
+	"time"
+)
+
+// A CutInfo describes a cut.
+type CutInfo struct {
+	Incarnation uint64
+	Epoch       uint64 // the one that the cut ended
+	Seq         uint64 // of the cut frame
+	Time        time.Time
+	// Touched is what the epoch changed, in 64 KiB blocks.
+	Touched *BlockSet
+}
+
+// Cut ends the open epoch: everything appended before is in it, nothing
+// appended after is. It is one small append; nobody waits for a disk (RULES
+// B3). Cuts must not be made concurrently. An error means that the epoch goes on.
+func (l *Log) Cut(kind CutKind) (CutInfo, error) {
+	l.mu.Lock()
+	epoch := l.epoch
+	l.mu.Unlock()
+	now := time.Now()
+	var p [cutPayloadBytes]byte
+	(&cutPayload{epoch: epoch, time: now.UnixNano(), kind: kind}).encode(&p)
+
+	g := NewGroup()
+	g.Add(Entry{Kind: KindCut, Disk: noDisk, Data: p[:]})
+	if err := l.Append(g); err != nil {
+		return CutInfo{}, fmt.Errorf("cut epoch %d: %w", epoch, err)
+	}
+	info := CutInfo{Incarnation: l.Incarnation(), Epoch: epoch, Seq: g.Entries[0].Seq, Time: now, Touched: &BlockSet{}}
+	l.Finished(g)
+	l.mu.Lock()
+	l.epoch++
+	l.stats.Cuts++
+	l.mu.Unlock()
+	info.Touched.AddSet(&g.epochSet)
+	info.Touched.AddSet(&g.section.set)
+	l.note(g.section)
+	return info, nil
+}
+
+// note appends a section's set, so that a reader that cannot read the frames
+// still knows what they touched (RULES C5), and keeps the section for the next
+// cut. It does not matter whether that succeeds: without the note, that reader
+// has to take the whole disk as touched.
+func (l *Log) note(s *section) {
+	if s.frames > 1 { // more than the cut itself
+		g := NewGroup()
+		g.Add(Entry{Kind: KindTouched, Disk: noDisk, Data: boundedSet(&s.set, groupSpanMax/2)})
+		if l.Append(g) == nil {
+			l.Finished(g)
+		}
+	}
+	l.mu.Lock()
+	l.giveSectionLocked(s)
+	l.mu.Unlock()
+}

@@ -1,0 +1,346 @@
+package hrl
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The keeper is a log's one background goroutine. It does everything that
+// would make an append wait: making and prewriting spares, writing seals,
+// starting write-back. If the log's disk hangs, the keeper hangs with it, and
+// appends find no spare and become gaps: that is all that happens.
+type keeper struct {
+	l        *Log
+	wakeup   chan struct{} // capacity 1
+	quit     chan struct{}
+	done     chan struct{}
+	watchers sync.WaitGroup // the watchdog
+
+	toSeal []*segment // guarded by Log.mu
+	names  uint64     // of segment files; the keeper's own
+	clean  bool       // set before quit is closed: sync everything
+	err    error      // of the syncs, valid when done is closed
+}
+
+const (
+	// writeBehindStep is how much is appended between two calls that start
+	// write-back, so that an unsynced log neither fills the page cache with
+	// dirty pages nor makes the disk idle (RULES C7).
+	writeBehindStep = 8 << 20
+	// spareRetry is how long the keeper waits after it could not make a spare.
+	spareRetry = time.Second
+	// stopLimit is how long Close waits for a log disk that does not answer.
+	stopLimit = 10 * time.Second
+)
+
+const segmentSuffix = ".hrl"
+
+func (k *keeper) start(l *Log) {
+	k.l = l
+	k.wakeup = make(chan struct{}, 1)
+	k.quit = make(chan struct{})
+	k.done = make(chan struct{})
+	k.kick()
+	go k.run()
+}
+
+// kick wakes the keeper. It never blocks.
+func (k *keeper) kick() {
+	select {
+	case k.wakeup <- struct{}{}:
+	default:
+	}
+}
+
+// stop ends the keeper and the watchdog. With clean it returns when all
+// segments are sealed and durable, or an error.
+func (k *keeper) stop(clean bool) error {
+	k.clean = clean
+	close(k.quit)
+	k.watchers.Wait()
+	select {
+	case <-k.done:
+		return k.err
+	case <-time.After(stopLimit):
+		return errors.New("the log's disk does not answer")
+	}
+}
+
+func (k *keeper) run() {
+	defer close(k.done)
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		select {
+		case <-k.wakeup:
+		case <-retry.C:
+		case <-k.quit:
+			if k.clean {
+				k.err = k.finish()
+			}
+			return
+		}
+		k.seal()
+		k.clearBroken()
+		k.writeBehind()
+		if err := k.spare(); err != nil {
+			retry.Reset(spareRetry)
+		}
+	}
+}
+
+// seal writes the seals that are due and closes the segments.
+func (k *keeper) seal() {
+	l := k.l
+	for {
+		l.mu.Lock()
+		if len(k.toSeal) == 0 {
+			l.mu.Unlock()
+			return
+		}
+		s := k.toSeal[0]
+		k.toSeal = k.toSeal[:copy(k.toSeal, k.toSeal[1:])]
+		l.mu.Unlock()
+		// Without its seal a segment is still whole: it takes a scan to
+		// find its end. The error will come again at the sync in Close.
+		_ = s.writeSeal()
+		s.f.WriteBehind(0, s.size, true)
+		k.closeSealed(s)
+	}
+}
+
+// closeSealed closes the file of a sealed segment, unless an append may still write it.
+func (k *keeper) closeSealed(s *segment) {
+	k.l.mu.Lock()
+	f := s.f
+	if s.outstanding > 0 {
+		f = nil
+	} else {
+		s.f = nil
+	}
+	k.l.mu.Unlock()
+	if f != nil {
+		_ = f.Close() // nothing to learn from it that the sync does not say
+	}
+}
+
+// writeBehind starts write-back of what was appended since the last time.
+func (k *keeper) writeBehind() {
+	l := k.l
+	l.mu.Lock()
+	s := l.tail
+	var off, n int64
+	if s != nil && s.end-s.behind >= writeBehindStep {
+		off, n = s.behind, s.end-s.behind
+		s.behind = s.end
+	}
+	l.mu.Unlock()
+	if n > 0 {
+		s.f.WriteBehind(off, n, false)
+	}
+}
+
+// clearBroken closes the segments that failed appends ended, and removes those
+// of them that never held anything.
+func (k *keeper) clearBroken() {
+	l := k.l
+	for {
+		var broken *segment
+		l.mu.Lock()
+		for i, s := range l.sealed {
+			if s.broken && s.f != nil && s.outstanding == 0 {
+				broken = s
+				if s.empty {
+					l.sealed = append(l.sealed[:i], l.sealed[i+1:]...)
+				}
+				break
+			}
+		}
+		l.mu.Unlock()
+		if broken == nil {
+			return
+		}
+		k.closeSealed(broken)
+		if broken.empty {
+			// Should its header have reached the file after all, its
+			// frames are true and counted as lost as well: no harm.
+			_ = l.fs.Remove(broken.path)
+		}
+	}
+}
+
+// reclaim turns the oldest segment into a spare if one more would be over the
+// quota. Its frames count until its header is overwritten, which happens
+// together with writing the gap frame that names what they changed; the
+// caller's gaps are stored before. Nil without an error: make a new one.
+func (k *keeper) reclaim() (*segment, error) {
+	l := k.l
+	l.mu.Lock()
+	n := len(l.sealed) + len(l.spares) + 1
+	if l.opt.Quota == 0 || int64(n+1)*l.opt.SegmentBytes <= l.opt.Quota || l.readers > 0 {
+		l.mu.Unlock()
+		return nil, nil
+	}
+	if len(l.sealed) == 0 {
+		l.mu.Unlock()
+		return nil, errors.New("the log's quota is too small")
+	}
+	s := l.sealed[0]
+	if s.unfinished.Load() > 0 || s.outstanding > 0 || s.size != l.opt.SegmentBytes {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("the log is at its quota and segment %s is still needed", s.path)
+	}
+	l.sealed = l.sealed[:copy(l.sealed, l.sealed[1:])]
+	disks := append([]diskState(nil), l.disks...)
+	l.mu.Unlock()
+
+	touched := s.touchedSet(l.fs, disks)
+	l.opt.Reclaimed(touched)
+	f, err := s.f, error(nil)
+	if f == nil {
+		f, err = l.fs.Edit(s.path)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		// Nobody will write to it: it counts as before at the next Open.
+		return nil, err
+	}
+	l.stats.Reclaimed++
+	return &segment{path: s.path, size: s.size, f: f, lost: *touched}, nil
+}
+
+// touchedSet is what the segment's frames touched; every block of every disk
+// where that cannot be found out.
+func (s *segment) touchedSet(fs FS, disks []diskState) *BlockSet {
+	var set BlockSet
+	if s.touched != nil {
+		if eachRun(s.touched, set.Add) == nil {
+			return &set
+		}
+	} else if r, err := openSegments(fs, []string{s.path}); err == nil {
+		defer r.Close()
+		if len(r.Segments) == 1 && r.touched(r.Segments[0], disks, &set) == nil {
+			return &set
+		}
+	}
+	for id, d := range disks {
+		set.Add(DiskID(id), 0, d.size)
+	}
+	return &set
+}
+
+// spare makes spares until there are enough. After a failed append it first
+// lets spareRetry pass, in which appends are refused at once.
+func (k *keeper) spare() error {
+	l := k.l
+	for {
+		l.mu.Lock()
+		wait := time.Until(l.retryAt) > 0
+		if l.spareErr != nil && !wait && len(l.spares) > 0 {
+			l.spareErr = nil
+		}
+		enough := len(l.spares) >= l.opt.Spares || l.closed
+		err := l.spareErr
+		l.mu.Unlock()
+		if enough || wait {
+			return err
+		}
+		s, err := k.reclaim()
+		if s == nil && err == nil {
+			s, err = k.make()
+		}
+		l.mu.Lock()
+		l.spareErr = err
+		if err == nil {
+			l.spares = append(l.spares, s)
+		}
+		l.room.Broadcast()
+		l.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// make makes a new segment file: allocated, and with Prewrite written once, so
+// that an append changes no metadata of the file system. A crash leaves a
+// file without a header, which the next Open takes up as a spare or removes.
+func (k *keeper) make() (*segment, error) {
+	l := k.l
+	names, err := l.fs.ReadDir(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		var i uint64
+		if _, err := fmt.Sscanf(n, "%016x"+segmentSuffix, &i); err == nil && strings.HasSuffix(n, segmentSuffix) {
+			k.names = max(k.names, i)
+		}
+	}
+	k.names++
+	s := &segment{path: filepath.Join(l.dir, fmt.Sprintf("%016x%s", k.names, segmentSuffix)), size: l.opt.SegmentBytes}
+	if s.f, err = l.fs.Create(s.path); err != nil {
+		return nil, err
+	}
+	err = s.f.Allocate(s.size)
+	if err == nil && l.opt.Prewrite {
+		err = prewrite(s.f, s.size)
+	}
+	if err != nil {
+		s.f.Close()
+		_ = l.fs.Remove(s.path) // else the next Open removes it
+		return nil, err
+	}
+	return s, nil
+}
+
+// prewriteChunk is how much is prewritten in one call.
+const prewriteChunk = 1 << 20
+
+func prewrite(f File, size int64) error {
+	zeroes := make([]byte, prewriteChunk)
+	for off := int64(0); off < size; off += prewriteChunk {
+		if _, err := f.WriteAt(zeroes[:min(prewriteChunk, size-off)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish makes everything durable that this incarnation wrote.
+func (k *keeper) finish() error {
+	k.seal()
+	l := k.l
+	l.mu.Lock()
+	sealed := append([]*segment(nil), l.sealed...)
+	l.mu.Unlock()
+	for _, s := range sealed {
+		if !s.unsynced {
+			continue
+		}
+		if s.outstanding > 0 {
+			return fmt.Errorf("segment %s: an append has not returned", s.path)
+		}
+		f := s.f
+		if f == nil {
+			var err error
+			if f, err = l.fs.Edit(s.path); err != nil {
+				return err
+			}
+		}
+		err := f.Sync()
+		if s.f == nil {
+			f.Close()
+		}
+		if err != nil {
+			return err
+		}
+		s.unsynced = false
+	}
+	return l.fs.SyncDir(l.dir)
+}

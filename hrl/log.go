@@ -1,0 +1,459 @@
+package hrl
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Options say how a log is kept. The zero value is good for use.
+type Options struct {
+	FS FS // nil: OS
+	// SegmentBytes is the size of a segment file; 0: 64 MiB. A multiple of
+	// 4096, at least 4 MiB, at most 1 GiB.
+	SegmentBytes int64
+	// Spares is how many segments are kept ready; 0: 2.
+	Spares int
+	// Quota is how many bytes of segments the log may have, spares included;
+	// 0: no limit. At the quota the oldest segment is reclaimed, and what its
+	// frames changed becomes a gap. At least five segments.
+	Quota int64
+	// Reclaimed is called before the frames of a segment are given up, with
+	// the blocks they touched, so that the caller stores them as gaps first. It
+	// must be set if Quota is, and must not call the Log.
+	Reclaimed func(*BlockSet)
+	// Prewrite writes a new segment full of zeroes before it is used, so that
+	// appends find their blocks allocated and written. It doubles what a
+	// segment costs the first time and saves at every later use, so it is for
+	// logs whose segments are recycled.
+	Prewrite bool
+	// AppendLimit is how long an append may take before its changes become a
+	// gap; 0: 50 ms, negative: for ever.
+	AppendLimit time.Duration
+	// Life identifies the boot of the host and the mounts of the log and of
+	// the disks. Only if it is what it was at the last Open can a log that was
+	// not closed be that of a killed process rather than of a lost page cache
+	// (RULES E8).
+	Life [32]byte
+}
+
+func (o *Options) fill() error {
+	if o.FS == nil {
+		o.FS = OS
+	}
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = 64 << 20
+	}
+	if o.SegmentBytes%4096 != 0 || o.SegmentBytes < minSegmentBytes || o.SegmentBytes > maxSegmentBytes {
+		return fmt.Errorf("segments of %d bytes: a multiple of 4096 from 4 MiB to 1 GiB is needed", o.SegmentBytes)
+	}
+	if o.Spares == 0 {
+		o.Spares = 2
+	}
+	if o.Quota != 0 && o.Quota < 5*o.SegmentBytes {
+		return fmt.Errorf("a quota of %d bytes: at least five segments of %d are needed", o.Quota, o.SegmentBytes)
+	}
+	if o.Quota != 0 && o.Reclaimed == nil {
+		return fmt.Errorf("a quota needs somebody who stores the gaps")
+	}
+	if o.AppendLimit == 0 {
+		o.AppendLimit = 50 * time.Millisecond
+	}
+	return nil
+}
+
+// Recovery says in what state Open found the log.
+type Recovery int
+
+const (
+	// RecoverNew: there was none; it begins now.
+	RecoverNew Recovery = iota
+	// RecoverClean: it was closed, log and disks durable.
+	RecoverClean
+	// RecoverKill: its process ended without closing it, in this life: what
+	// was appended is there, and the disk may lack the newest frames.
+	RecoverKill
+	// RecoverPowerCut: anything else. The log's frames are evidence of what
+	// was changed, and disk and log may disagree in both directions (rule R7).
+	RecoverPowerCut
+)
+
+func (r Recovery) String() string {
+	return [...]string{"new", "clean", "kill", "power cut"}[r]
+}
+
+// Errors of appends. The changes of a group that was refused with any error
+// but ErrClosed and a malformed group are remembered by the log as a gap.
+var (
+	ErrClosed    = errors.New("the log is closed")
+	ErrLate      = errors.New("the append was later than its limit")
+	ErrAbandoned = errors.New("the append was later than its limit and somebody else carries on")
+	ErrNoSegment = errors.New("no segment is ready")
+)
+
+// A Log is an open replica log. Its methods may be called from several
+// goroutines; Append and Cut must not be called after Close.
+type Log struct {
+	dir      string
+	opt      Options
+	fs       FS
+	metaFile File
+	meta     meta // changed by Open and Close alone
+	recovery Recovery
+
+	keeper keeper
+
+	// mu guards everything below. It is never held across a system call.
+	mu    sync.Mutex
+	room  sync.Cond // a spare came, or spareErr changed, or the log closes
+	disks []diskState
+
+	busy   bool     // a goroutine leads
+	queue  []*Group // waiting for the next append; queue[0] is the leader's when it leads
+	op     *op      // the append under way, or nil
+	opFree *op
+	opID   uint64
+	stuck  int // abandoned appends that have not returned
+
+	tail    *segment
+	spares  []*segment
+	sealed  []*segment // in order; those of earlier incarnations first
+	ordinal uint64     // of the next segment
+	seq     uint64     // of the last sequenced frame
+	epoch   uint64     // the open one's number
+	touched BlockSet   // of the open epoch: sections that ended with their segment
+	freeSec *section   // an empty section kept for the next cut
+	lost    BlockSet   // changes no frame holds and no gap frame names yet
+	lossy   bool       // appends failed since the tail was begun
+
+	spareErr error     // why appends are refused: there is no spare
+	retryAt  time.Time // after a failed append: when a new tail may begin
+	readers  int       // no segment is reclaimed while there are any
+	closed   bool
+	watching bool // the watchdog runs
+
+	stats Stats
+}
+
+type diskState struct {
+	name string
+	size int64
+}
+
+// A section is the set of blocks touched by consecutive frames of one segment.
+type section struct {
+	set    BlockSet
+	frames int
+}
+
+// Stats are counts since Open.
+type Stats struct {
+	Appends  int64 `json:"appends"`        // system calls that appended
+	Groups   int64 `json:"groups"`         // groups appended
+	Frames   int64 `json:"frames"`         // frames appended
+	Bytes    int64 `json:"bytes"`          // bytes appended, headers included
+	Late     int64 `json:"late_appends"`   // appends let go because they hung
+	Failed   int64 `json:"failed_appends"` // appends refused or failed
+	Segments int   `json:"segments"`       // in use, whatever incarnation
+	Spares   int   `json:"spare_segments"`
+	// Reclaimed counts segments given up at the quota.
+	Reclaimed int64 `json:"reclaimed_segments"`
+	Cuts      int64 `json:"cuts"`
+}
+
+// Open opens the log in dir, making it if there is none (the directory must
+// then be empty or absent), takes a new incarnation, and says in what state it
+// found it. The caller holds the locks of the disks by then: nobody else may
+// write them between the recovery and the first append. It fails with ErrLocked if
+// another process has the log open, with ErrVersion if a newer or older
+// afterimage wrote it, and in every case before anything was changed.
+func Open(dir string, opt Options) (*Log, Recovery, error) {
+	if err := opt.fill(); err != nil {
+		return nil, 0, err
+	}
+	l := &Log{dir: dir, opt: opt, fs: opt.FS, epoch: 1, readers: 1}
+	l.room.L = &l.mu
+	if err := l.open(); err != nil {
+		if l.metaFile != nil {
+			l.metaFile.Close()
+		}
+		return nil, 0, fmt.Errorf("open log %s: %w", dir, err)
+	}
+	l.keeper.start(l)
+	return l, l.recovery, nil
+}
+
+func (l *Log) open() error {
+	if err := l.fs.MkdirAll(l.dir); err != nil {
+		return err
+	}
+	path := filepath.Join(l.dir, metaName)
+	f, err := l.fs.Edit(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := l.create(); err != nil {
+			return err
+		}
+		f, err = l.fs.Edit(path)
+		l.recovery = RecoverNew
+	} else {
+		l.recovery = -1
+	}
+	if err != nil {
+		return err
+	}
+	l.metaFile = f
+	if err := f.Lock(); err != nil {
+		return err
+	}
+	// Read only now: another process may have created or changed it.
+	if l.meta, err = readMeta(f); err != nil {
+		return err
+	}
+	if l.recovery != RecoverNew {
+		switch {
+		case l.meta.state == metaClean:
+			l.recovery = RecoverClean
+		case l.meta.life == l.opt.Life:
+			l.recovery = RecoverKill
+		default:
+			l.recovery = RecoverPowerCut
+		}
+	}
+	if err := l.adopt(); err != nil {
+		return err
+	}
+	// Rule R8: durable before the first append.
+	l.meta.incarnation++
+	l.meta.state = metaOpen
+	l.meta.life = l.opt.Life
+	return writeMeta(f, &l.meta)
+}
+
+// create makes the LOG file of a new log in an empty directory.
+func (l *Log) create() error {
+	names, err := l.fs.ReadDir(l.dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n != metaName+".new" {
+			return fmt.Errorf("the directory holds %q but no log: give an empty one, or one that does not exist", n)
+		}
+	}
+	m := meta{state: metaClean, life: l.opt.Life, ordinal: 1}
+	if _, err := rand.Read(m.log[:]); err != nil {
+		return err
+	}
+	return createMeta(l.fs, l.dir, &m)
+}
+
+// adopt takes up the segments that earlier incarnations left.
+func (l *Log) adopt() error {
+	a, err := openSegments(l.fs, []string{l.dir})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	l.ordinal = max(1, l.meta.ordinal)
+	for _, s := range a.Segments {
+		if s.Damage != nil && errors.Is(s.Damage, ErrVersion) {
+			return s.Damage
+		}
+		seg := &segment{path: s.Path, size: s.head.size, head: s.head}
+		if s.head.log != l.meta.log && s.Damage == nil {
+			return fmt.Errorf("segment %s belongs to another log", s.Path)
+		}
+		l.sealed = append(l.sealed, seg)
+		l.ordinal = max(l.ordinal, s.head.ordinal+1)
+	}
+	for _, path := range a.unused {
+		seg, err := l.reopenSpare(path)
+		if err != nil {
+			return err
+		}
+		if seg != nil {
+			l.spares = append(l.spares, seg)
+		}
+	}
+	return nil
+}
+
+// reopenSpare opens a segment that nothing in it counts for. One of another
+// size (the option changed, or it was never finished) is removed.
+func (l *Log) reopenSpare(path string) (*segment, error) {
+	f, err := l.fs.Edit(path)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Size()
+	if err == nil && size != l.opt.SegmentBytes {
+		f.Close()
+		return nil, l.fs.Remove(path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &segment{path: path, f: f, size: size}, nil
+}
+
+// Dir is the log's directory.
+func (l *Log) Dir() string { return l.dir }
+
+// ID is the log's UUID.
+func (l *Log) ID() [16]byte { return l.meta.log }
+
+// Incarnation is the number of this opening of the log.
+func (l *Log) Incarnation() uint64 { return l.meta.incarnation }
+
+// AddDisk names a disk whose changes will be appended, and its present size in
+// bytes, and returns the number entries know it by. It must come before the
+// first append: every segment begins with the disks of the log.
+func (l *Log) AddDisk(name string, size int64) (DiskID, error) {
+	if name == "" || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+		return 0, fmt.Errorf("disk name %q: 1 to 255 bytes without a slash are needed", name)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.seq != 0 || l.tail != nil {
+		return 0, fmt.Errorf("disk %s: added after the first append", name)
+	}
+	for _, d := range l.disks {
+		if d.name == name {
+			return 0, fmt.Errorf("disk %s: added twice", name)
+		}
+	}
+	l.disks = append(l.disks, diskState{name, size})
+	return DiskID(len(l.disks) - 1), nil
+}
+
+// Recovered says that the recovery has read what it needs of the earlier
+// incarnations: from now on their segments may be reclaimed.
+func (l *Log) Recovered() {
+	l.mu.Lock()
+	l.readers--
+	l.mu.Unlock()
+	l.keeper.kick()
+}
+
+// Segments opens the log's segments of earlier incarnations for reading, for
+// the recovery. The caller closes what it gets, before it calls Recovered.
+func (l *Log) Segments() (*Segments, error) {
+	l.mu.Lock()
+	var paths []string
+	for _, s := range l.sealed {
+		if s.head.incarnation != l.meta.incarnation {
+			paths = append(paths, s.path)
+		}
+	}
+	l.mu.Unlock()
+	if len(paths) == 0 {
+		return &Segments{}, nil
+	}
+	return openSegments(l.fs, paths)
+}
+
+// Stats returns the counts so far.
+func (l *Log) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.stats
+	s.Segments, s.Spares = len(l.sealed), len(l.spares)
+	if l.tail != nil {
+		s.Segments++
+	}
+	return s
+}
+
+// LostBytes is how many bytes of disk the log knows it lacks, in blocks of 64
+// KiB, and has not yet been able to say so in a gap frame.
+func (l *Log) LostBytes() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost.Bytes()
+}
+
+// sayLost appends a gap frame naming what the log lacks, if it lacks anything:
+// the segment that would begin with it may never come.
+func (l *Log) sayLost() {
+	l.mu.Lock()
+	lost := l.lost
+	l.lost = BlockSet{}
+	l.mu.Unlock()
+	if lost.Empty() {
+		return
+	}
+	g := NewGroup()
+	g.Add(Entry{Kind: KindGap, Disk: noDisk, Data: boundedSet(&lost, groupSpanMax/2)})
+	switch err := l.Append(g); err {
+	case nil:
+		l.Finished(g)
+	case ErrClosed:
+		l.mu.Lock()
+		l.lost.AddSet(&lost)
+		l.mu.Unlock()
+	}
+}
+
+// Close seals the tail, makes everything durable and records that the log was
+// closed cleanly; the disks must be durable by then. If anything of that fails
+// the log is left as after a crash and the error is returned. An append must
+// not be under way.
+func (l *Log) Close() error { return l.close(true) }
+
+// Abort closes the log's files and leaves it as a killed process would.
+func (l *Log) Abort() error { return l.close(false) }
+
+func (l *Log) close(clean bool) error {
+	if clean {
+		l.sayLost()
+	}
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return ErrClosed
+	}
+	l.closed = true
+	lost := !l.lost.Empty()
+	if l.tail != nil && clean {
+		l.sealLocked()
+	}
+	l.room.Broadcast()
+	l.mu.Unlock()
+
+	err := l.keeper.stop(clean)
+	l.mu.Lock()
+	stuck := l.stuck
+	for _, s := range l.spares {
+		s.f.Close()
+	}
+	for _, s := range l.sealed {
+		if s.f != nil && s.outstanding == 0 {
+			s.f.Close()
+		}
+	}
+	if l.tail != nil {
+		l.tail.f.Close()
+	}
+	l.mu.Unlock()
+	if clean && err == nil {
+		switch {
+		case stuck > 0:
+			err = fmt.Errorf("close log %s: %d appends have not returned", l.dir, stuck)
+		case lost:
+			err = fmt.Errorf("close log %s: it lacks changes and has no room to say so", l.dir)
+		default:
+			l.meta.state, l.meta.ordinal = metaClean, l.ordinal
+			err = writeMeta(l.metaFile, &l.meta)
+		}
+	}
+	if cerr := l.metaFile.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}

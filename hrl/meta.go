@@ -1,0 +1,125 @@
+package hrl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"path/filepath"
+)
+
+// metaName is the file of a log that says which log it is.
+const metaName = "LOG"
+
+// meta is what the file LOG says. The file has two pages of 4 KiB; the valid
+// one with the greater count is the present one, and a change is written to
+// the other and synced, so that a torn write leaves the old state. Little-endian:
+//
+//	byte  size  field
+//	   0     7  magic "AIM-LOG"
+//	   7     1  version
+//	   8     4  crc   CRC-32C of bytes 12 to 127
+//	  12     4  state 1 open (or was not closed), 2 closed cleanly
+//	  16     8  count of changes of this file
+//	  24     8  incarnation  the newest that was ever taken
+//	  32    16  log   UUID
+//	  48    32  life  what the opener was told identifies boot and mounts
+//	  80     8  ordinal  the next segment's, at least; valid in state 2
+//	  88    40  zero
+type meta struct {
+	state       uint32
+	count       uint64
+	incarnation uint64
+	log         [16]byte
+	life        [32]byte
+	ordinal     uint64
+}
+
+const (
+	metaOpen  = 1
+	metaClean = 2
+
+	metaPage  = 4096
+	metaBytes = 128
+)
+
+var metaMagic = [7]byte{'A', 'I', 'M', '-', 'L', 'O', 'G'}
+
+func (m *meta) encode(b []byte) {
+	clear(b[:metaBytes])
+	copy(b, metaMagic[:])
+	b[7] = FormatVersion
+	le := binary.LittleEndian
+	le.PutUint32(b[12:], m.state)
+	le.PutUint64(b[16:], m.count)
+	le.PutUint64(b[24:], m.incarnation)
+	copy(b[32:], m.log[:])
+	copy(b[48:], m.life[:])
+	le.PutUint64(b[80:], m.ordinal)
+	le.PutUint32(b[8:], crc32.Checksum(b[12:metaBytes], castagnoli))
+}
+
+func (m *meta) decode(b []byte) error {
+	if [7]byte(b[:7]) != metaMagic {
+		return errors.New("not the LOG file of a replica log")
+	}
+	if b[7] != FormatVersion {
+		return fmt.Errorf("%w: version %d, this is %d", ErrVersion, b[7], FormatVersion)
+	}
+	le := binary.LittleEndian
+	if le.Uint32(b[8:]) != crc32.Checksum(b[12:metaBytes], castagnoli) {
+		return errChecksum
+	}
+	m.state = le.Uint32(b[12:])
+	m.count = le.Uint64(b[16:])
+	m.incarnation = le.Uint64(b[24:])
+	copy(m.log[:], b[32:])
+	copy(m.life[:], b[48:])
+	m.ordinal = le.Uint64(b[80:])
+	if m.state != metaOpen && m.state != metaClean {
+		return fmt.Errorf("state %d is unknown", m.state)
+	}
+	return nil
+}
+
+// readMeta reads the newer valid page of an open LOG file.
+func readMeta(f File) (meta, error) {
+	var b [2 * metaPage]byte
+	if n, err := f.ReadAt(b[:], 0); n < len(b) {
+		return meta{}, fmt.Errorf("read %s: %w", metaName, err)
+	}
+	var m [2]meta
+	err0, err1 := m[0].decode(b[:metaPage]), m[1].decode(b[metaPage:])
+	switch {
+	case err0 != nil && err1 != nil:
+		return meta{}, fmt.Errorf("%s: both copies are bad: %w", metaName, err0)
+	case errors.Is(err0, ErrVersion):
+		return meta{}, err0
+	case errors.Is(err1, ErrVersion):
+		return meta{}, err1
+	case err0 != nil:
+		return m[1], nil
+	case err1 != nil || m[0].count > m[1].count:
+		return m[0], nil
+	}
+	return m[1], nil
+}
+
+// writeMeta makes m durable in the page that does not hold the present state.
+func writeMeta(f File, m *meta) error {
+	m.count++
+	var b [metaPage]byte
+	m.encode(b[:])
+	if _, err := f.WriteAt(b[:], int64(m.count%2)*metaPage); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// createMeta makes the LOG file of a new log.
+func createMeta(fs FS, dir string, m *meta) error {
+	var b [2 * metaPage]byte
+	m.count++
+	m.encode(b[int64(m.count%2)*metaPage:])
+	return writeNew(fs, filepath.Join(dir, metaName), b[:])
+}

@@ -1,0 +1,488 @@
+package hrl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Segments are segments of one log, opened for reading, oldest first.
+type Segments struct {
+	fs       FS
+	Segments []*Segment
+	unused   []string // segment files in which nothing counts
+	buf      []byte   // of scans and walks, one at a time
+}
+
+// A Segment is one opened segment.
+type Segment struct {
+	Path        string
+	Incarnation uint64
+	Ordinal     uint64
+	First       uint64    // sequence number of its first sequenced frame
+	Last        uint64    // of its last; First-1: it has none
+	Created     time.Time // a label
+	Sealed      bool
+	AfterLoss   bool  // appends before it failed; its gap frame says what is missing
+	End         int64 // bytes that count
+	Frames      int
+	Disks       []Disk // in order of DiskID
+	// Damage is a *CorruptError if bytes that must count cannot be read. What
+	// lies before End is good all the same.
+	Damage error
+
+	head    segmentHeader
+	seed    uint32
+	prev    uint32    // bytes of the last frame before End
+	regions []regions // of each disk, what the frames touch
+	f       File
+}
+
+// A Disk is a disk as a segment names it.
+type Disk struct {
+	Name string
+	Size int64 // bytes, at the segment's end
+}
+
+// A Frame is one frame of a segment. Its slices are valid only until the
+// visitor that was given it returns.
+type Frame struct {
+	Kind    Kind
+	Disk    DiskID // meaningful within its segment; see Segment.Disks
+	Seq     uint64
+	Off     int64  // bytes on the disk
+	Len     int64  // bytes on the disk
+	Payload []byte // checked against its checksum
+	At      int64  // where the frame begins in its segment
+	Segment *Segment
+}
+
+// ErrNoDisk says that a log does not know a disk.
+var ErrNoDisk = errors.New("the log has no disk")
+
+// OpenSegments opens the segments named: files, or directories, of which all
+// segments are taken. Damaged ones are opened as far as they are good, with
+// Damage set; only an unreadable file, one that is no segment, one of another
+// version or of another log than the first is an error. What a running daemon
+// appends meanwhile is seen in part.
+func OpenSegments(paths ...string) (*Segments, error) { return openSegments(OS, paths) }
+
+func openSegments(fsys FS, paths []string) (*Segments, error) {
+	r := &Segments{fs: fsys}
+	err := r.open(paths)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Segments) open(paths []string) error {
+	for _, p := range paths {
+		names, err := r.fs.ReadDir(p)
+		if errors.Is(err, syscall.ENOTDIR) {
+			if err := r.add(p, true); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		isLog := false
+		for _, n := range names {
+			isLog = isLog || n == metaName
+			if strings.HasSuffix(n, segmentSuffix) {
+				isLog = true
+				if err := r.add(filepath.Join(p, n), false); err != nil {
+					return err
+				}
+			}
+		}
+		if !isLog && len(names) > 0 {
+			return fmt.Errorf("%s holds no replica log", p)
+		}
+	}
+	sort.SliceStable(r.Segments, func(i, j int) bool {
+		a, b := r.Segments[i], r.Segments[j]
+		if a.Incarnation != b.Incarnation {
+			return a.Incarnation < b.Incarnation
+		}
+		return a.Ordinal < b.Ordinal
+	})
+	return nil
+}
+
+// add opens one file. named says that the user named it, so that it has to be
+// a segment.
+func (r *Segments) add(path string, named bool) error {
+	f, err := r.fs.Open(path)
+	if err != nil {
+		return err
+	}
+	s := &Segment{Path: path, f: f}
+	err = s.readHeader()
+	switch {
+	case errors.Is(err, errUnused) && !named, err == nil && s.head.state == segmentFree:
+		r.unused = append(r.unused, path)
+		return f.Close()
+	case errors.Is(err, ErrVersion):
+		f.Close()
+		return fmt.Errorf("segment %s: %w", path, err)
+	case err != nil && named:
+		f.Close()
+		return fmt.Errorf("%s: %w", path, err)
+	case err != nil:
+		s.Damage = &CorruptError{path, 0, err}
+	case len(r.Segments) > 0 && r.Segments[0].Damage == nil && r.Segments[0].head.log != s.head.log:
+		f.Close()
+		return fmt.Errorf("%s and %s belong to different logs", r.Segments[0].Path, path)
+	default:
+		if err := r.scan(s); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	r.Segments = append(r.Segments, s)
+	return nil
+}
+
+func (s *Segment) readHeader() error {
+	var b [headerBytes]byte
+	n, err := s.f.ReadAt(b[:], 0)
+	if n < len(b) {
+		if err == io.EOF {
+			// Made, and not yet given its size.
+			err = fmt.Errorf("%d bytes are too short for a segment: %w", n, errUnused)
+		}
+		return err
+	}
+	if err := s.head.decode(&b); err != nil {
+		return err
+	}
+	s.seed = seed(&s.head.salt)
+	s.Incarnation, s.Ordinal = s.head.incarnation, s.head.ordinal
+	s.First, s.Last = s.head.first, s.head.first-1
+	s.Created = time.Unix(0, s.head.created)
+	s.AfterLoss = s.head.flags&segmentAfterLoss != 0
+	return nil
+}
+
+// Close closes the segments' files.
+func (r *Segments) Close() error {
+	var err error
+	for _, s := range r.Segments {
+		if s.f != nil {
+			if cerr := s.f.Close(); err == nil {
+				err = cerr
+			}
+		}
+	}
+	return err
+}
+
+const (
+	// scanChunk is how much is read at once.
+	scanChunk = 1 << 20
+	// frameSpanMax is the longest frame.
+	frameSpanMax = frameBytes + setPayloadMax
+)
+
+// window is a piece of a segment in memory. It moves up or down as frames are
+// asked for, so memory is a constant whatever the segment's size.
+type window struct {
+	r      *Segments
+	s      *Segment
+	off, n int64 // what r.buf holds
+}
+
+// load sees to it that [off, off+n) is in memory and returns it. With down set
+// what lies before is read ahead, else what lies behind.
+func (w *window) load(off, n int64, down bool) ([]byte, error) {
+	if off < w.off || off+n > w.off+w.n {
+		lo, hi := off, min(w.s.head.size, max(off+scanChunk, off+n))
+		if down {
+			lo, hi = max(headerBytes, min(off, off+n-scanChunk)), off+n
+		}
+		if int64(len(w.r.buf)) < hi-lo {
+			w.r.buf = make([]byte, max(hi-lo, scanChunk))
+		}
+		w.n = 0
+		got, err := w.s.f.ReadAt(w.r.buf[:hi-lo], lo)
+		w.off, w.n = lo, int64(got)
+		if off+n > lo+int64(got) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	at := off - w.off
+	return w.r.buf[at : at+n : at+n], nil
+}
+
+// frame reads and checks the frame at off; the payload only if want is nil or
+// says so for the header.
+func (w *window) frame(off, limit int64, down bool, want func(*frameHeader) bool) (frameHeader, []byte, error) {
+	var h frameHeader
+	if off+frameBytes > limit {
+		return h, nil, io.ErrUnexpectedEOF
+	}
+	b, err := w.load(off, frameBytes, down)
+	if err != nil {
+		return h, nil, err
+	}
+	if err := h.decode(b, w.s.seed); err != nil {
+		return h, nil, err
+	}
+	if h.span() > limit-off {
+		return h, nil, fmt.Errorf("frame header: a %s frame of %d bytes does not fit", h.kind, h.span())
+	}
+	if want != nil && !want(&h) {
+		return h, nil, nil
+	}
+	b, err = w.load(off, h.span(), down)
+	if err != nil {
+		return h, nil, err
+	}
+	p := b[frameBytes : frameBytes+h.payload : frameBytes+h.payload]
+	if crc32.Checksum(p, castagnoli) != h.sum {
+		return h, nil, fmt.Errorf("payload of %s frame %d: %w", h.kind, h.seq, errChecksum)
+	}
+	return h, p, nil
+}
+
+// scan goes through the segment's frames from the start and finds how far it is
+// good. A segment that was not sealed simply ends with its last good frame,
+// unless good frames follow behind it: then what lies between is damage.
+func (r *Segments) scan(s *Segment) error {
+	size, err := s.f.Size()
+	if err != nil {
+		return err
+	}
+	limit := min(size, s.head.size) - footerBytes
+	foot, sealed := s.readFooter()
+	if sealed {
+		limit = min(limit, foot.end)
+	}
+	w := window{r: r, s: s}
+	off := int64(headerBytes)
+	var damage error
+	for off < limit {
+		h, p, err := w.frame(off, limit, false, nil)
+		if err == nil {
+			err = s.accept(&h, p)
+		}
+		if err != nil {
+			if sealed || r.moreFrames(s, off+frameAlign, limit) {
+				damage = err
+			}
+			break
+		}
+		off += h.span()
+		s.prev = uint32(h.span())
+		s.Frames++
+		if h.kind == KindSeal {
+			s.Sealed = true
+			break
+		}
+	}
+	s.End = off
+	switch {
+	case damage != nil:
+		s.Damage = &CorruptError{s.Path, off, damage}
+	case sealed && (off != foot.end || s.Last != foot.last || !s.Sealed):
+		s.Damage = &CorruptError{s.Path, off, errors.New("the seal says that more follows")}
+	case size != s.head.size:
+		s.Damage = &CorruptError{s.Path, off, fmt.Errorf("the file has %d bytes, not %d", size, s.head.size)}
+	}
+	return nil
+}
+
+func (s *Segment) readFooter() (segmentFooter, bool) {
+	var b [footerBytes]byte
+	var foot segmentFooter
+	if n, _ := s.f.ReadAt(b[:], s.head.size-footerBytes); n < len(b) {
+		return foot, false
+	}
+	ok := foot.decode(&b, s.seed) == nil && foot.seal >= headerBytes &&
+		foot.end > foot.seal && foot.end <= s.head.size-footerBytes
+	return foot, ok
+}
+
+// Disk returns the number by which the segment's frames know the disk.
+func (s *Segment) Disk(name string) (DiskID, bool) {
+	for id, d := range s.Disks {
+		if d.Name == name {
+			return DiskID(id), true
+		}
+	}
+	return noDisk, false
+}
+
+// accept checks that the frame can follow the one before it, and takes note of
+// what concerns the segment.
+func (s *Segment) accept(h *frameHeader, payload []byte) error {
+	if h.prev != s.prev {
+		return fmt.Errorf("a frame after one of %d bytes says %d", s.prev, h.prev)
+	}
+	want := s.Last
+	if h.kind.sequenced() {
+		want++
+	}
+	if h.seq != want {
+		return fmt.Errorf("frame %d where %d was due", h.seq, want)
+	}
+	switch h.kind {
+	case KindDisk:
+		if int(h.disk) != len(s.Disks) {
+			return fmt.Errorf("disk %d where disk %d was due", h.disk, len(s.Disks))
+		}
+		s.Disks = append(s.Disks, Disk{string(payload), h.len})
+		s.regions = append(s.regions, regions{})
+	case KindWrite, KindZero, KindCopy, KindResize:
+		if int(h.disk) >= len(s.Disks) {
+			return fmt.Errorf("frame %d is of a disk that the segment does not name", h.seq)
+		}
+		if h.kind == KindResize {
+			size := int64(binary.LittleEndian.Uint64(payload))
+			if size < 0 || size > diskBytesMax || size%sectorBytes != 0 {
+				return fmt.Errorf("frame %d resizes a disk to an impossible %d bytes", h.seq, size)
+			}
+			s.Disks[h.disk].Size = size
+		}
+		s.regions[h.disk].add(h.off, h.len)
+	case KindCut:
+		var c cutPayload
+		if err := c.decode(payload); err != nil {
+			return err
+		}
+	case KindGap:
+		err := eachRun(payload, func(disk DiskID, off, length int64) {
+			if int(disk) < len(s.Disks) {
+				s.regions[disk].add(off, min(length, max(s.Disks[disk].Size-off, 0)))
+			}
+		})
+		if err != nil {
+			return err
+		}
+	case KindTouched, KindSeal:
+		if err := eachRun(payload, func(DiskID, int64, int64) {}); err != nil {
+			return err
+		}
+	}
+	s.Last = h.seq
+	return nil
+}
+
+// moreFrames reports whether a good frame begins anywhere in [off, limit).
+func (r *Segments) moreFrames(s *Segment, off, limit int64) bool {
+	w := window{r: r, s: s}
+	for ; off+frameBytes <= limit; off += frameAlign {
+		b, err := w.load(off, frameBytes, false)
+		if err != nil {
+			return false
+		}
+		if frameAt(b, s.seed) {
+			return true
+		}
+	}
+	return false
+}
+
+// Each calls visit for the segment's frames in order, until it returns an error.
+func (r *Segments) Each(s *Segment, visit func(*Frame) error) error {
+	w := window{r: r, s: s}
+	for off := int64(headerBytes); off < s.End; {
+		h, p, err := w.frame(off, s.End, false, nil)
+		if err != nil {
+			return &CorruptError{s.Path, off, err}
+		}
+		if err := visit(&Frame{h.kind, h.disk, h.seq, h.off, h.len, p, off, s}); err != nil {
+			return err
+		}
+		off += h.span()
+	}
+	return nil
+}
+
+// eachBack calls visit for the segment's frames, the last one first. Payloads
+// are read only of frames that want says yes to; want may be nil. It may be
+// used only on what scan has proven whole.
+func (r *Segments) eachBack(s *Segment, want func(*frameHeader) bool, visit func(*Frame) error) error {
+	w := window{r: r, s: s}
+	end, span := s.End, int64(s.prev)
+	var f Frame
+	for end > headerBytes {
+		off := end - span
+		if span < frameBytes || off < headerBytes {
+			return &CorruptError{s.Path, off, errors.New("no frame begins where the next one says")}
+		}
+		if _, err := w.load(off, span, true); err != nil {
+			return &CorruptError{s.Path, off, err}
+		}
+		h, p, err := w.frame(off, end, true, want)
+		if err == nil && h.span() != span {
+			err = errors.New("no frame begins where the next one says")
+		}
+		if err != nil {
+			return &CorruptError{s.Path, off, err}
+		}
+		f = Frame{h.kind, h.disk, h.seq, h.off, h.len, p, off, s}
+		if err := visit(&f); err != nil {
+			return err
+		}
+		end, span = off, int64(h.prev)
+	}
+	return nil
+}
+
+// Gap calls visit for the runs of blocks that a gap, touched or seal frame names.
+func (f *Frame) Gap(visit func(disk DiskID, off, length int64)) error {
+	return eachRun(f.Payload, visit)
+}
+
+// Cut returns what a cut frame says: the epoch it ended, when and how.
+func (f *Frame) Cut() (epoch uint64, at time.Time, kind CutKind, err error) {
+	var c cutPayload
+	err = c.decode(f.Payload)
+	return c.epoch, time.Unix(0, c.time), c.kind, err
+}
+
+// touched adds to set what the segment's frames changed or named as lost, with
+// disks numbered as in disks.
+func (r *Segments) touched(s *Segment, disks []diskState, set *BlockSet) error {
+	if s.Damage != nil {
+		return s.Damage
+	}
+	renumber := make([]int, len(s.Disks))
+	for i, d := range s.Disks {
+		renumber[i] = -1
+		for id := range disks {
+			if disks[id].name == d.Name {
+				renumber[i] = id
+			}
+		}
+	}
+	add := func(disk DiskID, off, length int64) {
+		if int(disk) < len(renumber) && renumber[disk] >= 0 {
+			set.Add(DiskID(renumber[disk]), off, length)
+		}
+	}
+	return r.Each(s, func(f *Frame) error {
+		switch f.Kind {
+		case KindWrite, KindZero, KindCopy, KindResize:
+			add(f.Disk, f.Off, f.Len)
+		case KindGap:
+			return f.Gap(add)
+		}
+		return nil
+	})
+}
