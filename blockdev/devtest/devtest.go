@@ -593,11 +593,20 @@ func testReadOnly(t *testing.T, d blockdev.Device) {
 	compare(t, d, want)
 }
 
-// pattern returns n bytes that differ from place to place and from seed to seed.
+// pattern returns n bytes, none of them zero, that differ from place to place
+// (up to 8 MiB) and from seed to seed.
 func pattern(n int, seed byte) []byte {
+	const period = 64 << 10
 	p := blockdev.AlignedBuf(n)
-	for i := range p {
-		p[i] = byte(i) ^ byte(i>>8)*31 ^ seed | 1 // never zero
+	for i := range p[:min(n, period)] {
+		p[i] = byte(i) ^ byte(i>>8)*31 ^ seed | 1
+	}
+	// Byte by byte is slow under the race detector.
+	for i := period; i < n; i += period {
+		copy(p[i:], p[:period])
+	}
+	for i := period; i < n; i += blockdev.SectorSize {
+		p[i] = byte(i>>16)<<1 | 1
 	}
 	return p
 }
@@ -642,10 +651,5 @@ func differ(got, want []byte) error {
 }
 
 func allZero(p []byte) bool {
-	for _, b := range p {
-		if b != 0 {
-			return false
-		}
-	}
-	return true
+	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }
