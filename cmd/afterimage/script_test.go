@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Values["remembered"] = map[string]string{}
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			env.Setenv("LONG", strings.Repeat("x", 5000))
 			return nil
 		},
