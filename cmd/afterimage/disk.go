@@ -109,6 +109,7 @@ func (a *app) diskCompare(ctx context.Context, nameA, nameB string, o diskOption
 		return err
 	}
 	defer devB.Close()
+	defer closeOnDone(ctx, devA, devB)()
 
 	r := diskCompared{SizeA: devA.Size(), SizeB: devB.Size()}
 	var diff transfer.Difference
@@ -193,6 +194,7 @@ func (a *app) diskCopy(ctx context.Context, from, to string, o diskOptions) erro
 		return err
 	}
 	defer dst.Close()
+	defer closeOnDone(ctx, src, dst)()
 	if dst.Size() < src.Size() {
 		err := fmt.Errorf("%s has %d bytes, too few for the %d of %s: nothing was written", to, dst.Size(), src.Size(), from)
 		return withHint(withStatus(err, statusRefused), "name a larger disk, or a file that does not exist")
@@ -229,6 +231,16 @@ func openTarget(ctx context.Context, name string, size int64, o diskOptions) (de
 	}
 	dev, err = openDisk(ctx, name, o)
 	return dev, true, err
+}
+
+// closeOnDone closes disks when ctx is done, so that an interrupt ends what
+// waits for a server that does not answer. It returns what undoes that.
+func closeOnDone(ctx context.Context, devs ...blockdev.Device) (undo func() bool) {
+	return context.AfterFunc(ctx, func() {
+		for _, dev := range devs {
+			dev.Close()
+		}
+	})
 }
 
 func sameFile(a, b string) bool {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"afterimage/blockdev"
 	"afterimage/internal/testenv"
@@ -191,15 +190,13 @@ func TestRealQcow2Beneath(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { beneath.Process.Signal(syscall.SIGTERM); beneath.Wait() }()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		if nc, err := net.Dial("unix", socket); err == nil {
+	until(t, "qemu-nbd listens", func() bool {
+		nc, err := net.Dial("unix", socket)
+		if err == nil {
 			nc.Close()
-			break
 		}
-		if time.Now().After(deadline) {
-			t.Fatal("qemu-nbd does not listen")
-		}
-	}
+		return err == nil
+	})
 	p := start(t, "serve", uriOf(socket, ""), "-U", filepath.Join(dir, "ours.sock"), "--export", "vm")
 	uri := p.line()
 	peer(t, "qemu-io", "-f", "raw", "-c", "write -P 4 1M 2M", "-c", "write -z 2M 64k", "-c", "flush", uri)

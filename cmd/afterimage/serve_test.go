@@ -314,14 +314,10 @@ func TestServeConnections(t *testing.T) {
 	first.Close()
 	// The server learns of it soon.
 	var c *nbd.Client
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		if c, err = nbd.Dial(t.Context(), uri, nbd.Options{}); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no connection after the first has gone: %v", err)
-		}
-	}
+	until(t, "the place is free", func() bool {
+		c, err = nbd.Dial(t.Context(), uri, nbd.Options{})
+		return err == nil
+	})
 	useDisk(t, c, 0, 2)
 	c.Close()
 	if status := p.end(syscall.SIGTERM); status != 0 {
