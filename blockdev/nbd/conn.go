@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"afterimage/blockdev"
 )
 
@@ -35,6 +33,7 @@ type conn struct {
 	queue  blockdev.Queue
 	nc     net.Conn
 	raw    syscall.RawConn // nil: nc is no plain socket
+	fd     int32           // of raw, to poll; -1 without
 
 	receiver
 	loopWord atomic.Uint64 // odd while the loop is in Submit; only grows. See monitor.go
@@ -73,6 +72,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
 		s:         s,
 		nc:        nc,
+		fd:        -1,
 		room:      make(chan struct{}, 1),
 		quit:      make(chan struct{}),
 		loopEnded: make(chan struct{}),
@@ -84,6 +84,9 @@ func newConn(s *Server, nc net.Conn) *conn {
 		c.raw, _ = sock.SyscallConn()
 	case *net.UnixConn:
 		c.raw, _ = sock.SyscallConn()
+	}
+	if c.raw != nil {
+		c.raw.Control(func(fd uintptr) { c.fd = int32(fd) })
 	}
 	c.readable, c.writable = c.readNow, c.writeNow
 	return c
@@ -123,34 +126,6 @@ func (c *conn) hangUp(err error) {
 func (c *conn) kill(err error) {
 	c.hangUp(err)
 	c.nc.Close()
-}
-
-// over reports that nothing more is received, or that the peer has closed.
-func (c *conn) over() bool {
-	if c.gone.Load() {
-		return true
-	}
-	select {
-	case <-c.loopEnded:
-		return true
-	default:
-		return c.peerClosed()
-	}
-}
-
-// peerClosed asks the socket whether the peer will send no more. The loop may
-// not have come to know it yet: it may be in Submit, or over its bound.
-func (c *conn) peerClosed() bool {
-	if c.raw == nil {
-		return false
-	}
-	closed := false
-	err := c.raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-		n, err := unix.Poll(p, 0)
-		closed = err == nil && n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
-	})
-	return closed || err != nil
 }
 
 // newBuffer returns a buffer that counts as this connection's.

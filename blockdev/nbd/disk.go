@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"afterimage/blockdev"
 )
 
@@ -65,10 +67,7 @@ func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
 	}
 	d := s.disks[e.Queue]
 	settled := true
-	for u := range d.users {
-		if !u.over() {
-			continue
-		}
+	for _, u := range d.over() {
 		// Its loop may still submit what it has received. That finds gone set:
 		// only what was unfinished before we looked can have begun.
 		if !u.leaving() {
@@ -84,6 +83,31 @@ func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
 	c.export, c.disk, c.queue = e, d, e.Queue
 	d.users[c] = struct{}{}
 	return true, nil
+}
+
+// over returns the users from whom nothing more will come: their loop has ended,
+// or their peer has closed. Of the latter the loop may not know yet: it may be in
+// Submit, or over its bound. Server.mu is held.
+func (d *disk) over() (list []*conn) {
+	users := make([]*conn, 0, len(d.users))
+	polls := make([]unix.PollFd, 0, len(d.users))
+	for u := range d.users {
+		users = append(users, u)
+		polls = append(polls, unix.PollFd{Fd: u.fd, Events: unix.POLLRDHUP}) // -1 is passed over
+	}
+	// A descriptor that we have closed may be another's by now. What it says
+	// then does not matter: before we close, gone is set or the loop has ended.
+	for {
+		if _, err := unix.Poll(polls, 0); err != unix.EINTR {
+			break
+		}
+	}
+	for i, u := range users {
+		if polls[i].Revents != 0 || u.gone.Load() || u.leaving() {
+			list = append(list, u)
+		}
+	}
+	return list
 }
 
 // leaving reports that the loop has ended: nothing more will be submitted, and

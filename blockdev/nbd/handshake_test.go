@@ -217,35 +217,26 @@ func TestHandshakeLeft(t *testing.T) {
 func TestSlowWriter(t *testing.T) {
 	_, socket := testServer(t)
 	nc := dialSocket(t, socket)
-	var say []byte
-	say = append(say, 0, 0, 0, 3)
-	say = append(say, option(4711, []byte("abc"))...)
-	say = append(say, option(optGo, infoData("disk"))...)
-	say = append(say, command(request{cmd: cmdWrite, cookie: 1, off: 5, length: 7}, []byte("content")...)...)
-	say = append(say, command(request{cmd: cmdRead, cookie: 2, off: 4, length: 9})...)
-	say = append(say, command(request{cmd: cmdDisc})...)
-	sent := make(chan error, 1)
-	go func() {
-		for _, b := range say {
-			if _, err := nc.Write([]byte{b}); err != nil {
-				sent <- err
-				return
-			}
+	slowly := func(b []byte) {
+		t.Helper()
+		for i := range b {
+			write(t, nc, b[i:i+1])
 		}
-		sent <- nil
-	}()
+	}
+	slowly([]byte{0, 0, 0, 3})
 	read(t, nc, greetingSize)
+	slowly(option(4711, []byte("abc")))
 	replies(t, nc, 4711)
+	slowly(option(optGo, infoData("disk")))
 	replies(t, nc, optGo)
+	slowly(command(request{cmd: cmdWrite, cookie: 1, off: 5, length: 7}, []byte("content")...))
 	wantReply(t, nc, 1, wireOK)
-	// The read may have been under way with the write.
+	slowly(command(request{cmd: cmdRead, cookie: 2, off: 4, length: 9}))
 	if _, code, data := reply(t, nc, 9); code != wireOK || string(data) != "\x00content\x00" {
 		t.Fatalf("error %d, %q", code, data)
 	}
+	slowly(command(request{cmd: cmdDisc}))
 	wantEOF(t, nc)
-	if err := <-sent; err != nil {
-		t.Error(err)
-	}
 }
 
 func TestHandshakeTimeout(t *testing.T) {

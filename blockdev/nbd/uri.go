@@ -118,7 +118,8 @@ func (u URI) String() string {
 	if u.Socket != "" {
 		return "nbd+unix:///" + escape(u.Export) + "?socket=" + escapeQuery(u.Socket)
 	}
-	return "nbd://" + strings.TrimSuffix(u.Host, ":"+DefaultPort) + "/" + escape(u.Export)
+	host := url.URL{Scheme: "nbd", Host: strings.TrimSuffix(u.Host, ":"+DefaultPort)}
+	return host.String() + "/" + escape(u.Export)
 }
 
 func escapeQuery(s string) string {
