@@ -15,7 +15,7 @@ import (
 type progress struct {
 	w     io.Writer
 	what  string
-	total int64 // bytes
+	total int64 // bytes; 0: not known
 	begun time.Time
 	done  atomic.Int64
 	stop  chan struct{}
@@ -72,8 +72,11 @@ func (p *progress) show() {
 // line is what is shown after done bytes in the time spent.
 func (p *progress) line(done int64, spent time.Duration) string {
 	rate := float64(done) / spent.Seconds()
-	s := fmt.Sprintf("%s %s of %s, %s/s", p.what,
-		humanize.IBytes(uint64(done)), humanize.IBytes(uint64(p.total)), humanize.IBytes(uint64(rate)))
+	s := p.what + " " + humanize.IBytes(uint64(done))
+	if p.total > 0 {
+		s += " of " + humanize.IBytes(uint64(p.total))
+	}
+	s += ", " + humanize.IBytes(uint64(rate)) + "/s"
 	if rate > 0 && done < p.total {
 		left := time.Duration(float64(p.total-done) / rate * float64(time.Second))
 		s += fmt.Sprintf(", %v left", left.Round(time.Second))

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"afterimage/blockdev"
+	"afterimage/hrl"
 )
 
 // Exit statuses, the same for every command.
@@ -40,8 +41,12 @@ func statusOf(err error) int {
 		return s.status
 	case errors.Is(err, context.Canceled):
 		return statusInterrupted
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, hrl.ErrDamaged):
+		return statusDamaged
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hrl.ErrNoDisk):
 		return statusNotFound
+	case errors.Is(err, hrl.ErrLocked), errors.Is(err, hrl.ErrVersion):
+		return statusRefused
 	case errors.Is(err, blockdev.ErrInUse), errors.Is(err, fs.ErrExist), errors.Is(err, blockdev.ErrReadOnly):
 		return statusRefused
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
