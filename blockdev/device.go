@@ -91,9 +91,8 @@ type Request struct {
 	Owner Completer
 	// Cookie is the owner's, to know the request again.
 	Cookie uint64
-	// Arrived is when the request came in, in nanoseconds of the owner's
-	// monotonic clock; a Queue fails what has waited unbegun for too long.
-	// Zero: never.
+	// Arrived is when the request came in, as Monotonic tells it; a Queue
+	// fails what has waited unbegun for too long. Zero: it may wait for ever.
 	Arrived int64
 }
 
