@@ -63,31 +63,31 @@ func Dial(ctx context.Context, uri string, o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", u, err)
 	}
-	can := func(f uint16) bool { return offer.flags&(flagHasFlags|f) == flagHasFlags|f }
-	c := &Client{
-		nc:    nc,
-		offer: offer,
-		info: blockdev.Info{
-			Name:       u.String(),
-			ReadOnly:   o.ReadOnly || can(flagReadOnly),
-			BlockSize:  int64(offer.least),
-			MemAlign:   1,
-			Preferred:  int64(offer.preferred),
-			Slow:       true,
-			CheapZero:  can(flagSendWriteZeroes),
-			CheapTrim:  can(flagSendWriteZeroes),
-			Rotational: can(flagRotational),
-		},
-		closed: make(chan struct{}),
+	return newClient(nc, u.String(), offer, o), nil
+}
+
+// newClient is the disk called name, which a server has offered on nc.
+func newClient(nc net.Conn, name string, offer offer, o Options) *Client {
+	if offer.flags&flagHasFlags == 0 {
+		offer.flags = 0
 	}
-	if !can(0) {
-		c.offer.flags = 0
+	c := &Client{nc: nc, offer: offer, closed: make(chan struct{})}
+	c.info = blockdev.Info{
+		Name:       name,
+		ReadOnly:   o.ReadOnly || c.can(flagReadOnly),
+		BlockSize:  int64(offer.least),
+		MemAlign:   1,
+		Preferred:  int64(offer.preferred),
+		Slow:       true,
+		CheapZero:  c.can(flagSendWriteZeroes),
+		CheapTrim:  c.can(flagSendWriteZeroes),
+		Rotational: c.can(flagRotational),
 	}
 	go func() {
 		defer close(c.closed)
 		c.receive()
 	}()
-	return c, nil
+	return c
 }
 
 func (c *Client) can(f uint16) bool { return c.offer.flags&f != 0 }
