@@ -2,9 +2,11 @@
 // test needs is in its name, and nothing is skipped quietly: each stage runs
 // exactly its own tests, and a stage that finds none fails.
 //
-//	TestReal...  needs real peers (qemu-io, nbdcopy, fio): `make deps`
-//	TestKill...  kills processes in the middle of their work, and takes longer
-//	TestRoot...  needs root: compiled as the user, run through sudo
+//	TestReal…    needs real peers (qemu-io, nbdcopy, fio): `make deps`
+//	TestKill…    kills processes in the middle of their work, and takes longer
+//	TestRoot…    needs root: compiled as the user, run through sudo
+//	Test…Allocs  counts allocations: left out under the race detector, whose
+//	             pools forget at random
 //	all others   need nothing but Go
 //
 // Usage: citest [-fuzztime D] unit|race|real|kill|root|fuzz...
@@ -29,13 +31,14 @@ type stage struct {
 	what   string
 	budget time.Duration // what it should take on two cores; for people, not a limit
 	prefix string        // of the tests it runs; "" means those with no special prefix
+	skip   string        // where prefix is empty: what it leaves out
 	args   []string
 	env    []string
 }
 
 var stages = []stage{
-	{name: "unit", what: "tests and fuzz corpora that need nothing but Go", budget: 2 * time.Minute},
-	{name: "race", what: "the same under the race detector", budget: 5 * time.Minute, args: []string{"-race"},
+	{name: "unit", what: "tests and fuzz corpora that need nothing but Go", budget: 2 * time.Minute, skip: special},
+	{name: "race", what: "the same under the race detector", budget: 5 * time.Minute, args: []string{"-race"}, skip: special + "|Allocs$",
 		// The detector is C. By itself it makes every process wait a second at
 		// its end, and the tests of the commands start hundreds.
 		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20"}},
@@ -113,7 +116,7 @@ func (s *stage) run(src *source) (tally, error) {
 	args := []string{"test", "-json", "-timeout", limit.String()}
 	args = append(args, s.args...)
 	if s.prefix == "" {
-		args = append(args, "-skip", special, "./...")
+		args = append(args, "-skip", s.skip, "./...")
 	} else {
 		pkgs := src.packages(s.prefix)
 		if len(pkgs) == 0 {
