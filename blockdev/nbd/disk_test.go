@@ -114,7 +114,7 @@ func TestArrived(t *testing.T) {
 	s := quiet()
 	add(t, s, Export{Queue: q})
 	nc := transmission(t, serve(t, s), "")
-	before := monotonic()
+	before := blockdev.Monotonic()
 	// However long the server has slept.
 	until(t, "the monitor sleeps", s.asleep.Load)
 	write(t, nc, command(request{cmd: cmdWrite, cookie: 1, length: 1}, 1))
@@ -124,7 +124,7 @@ func TestArrived(t *testing.T) {
 	q.mu.Lock()
 	at := q.kept[1].Arrived
 	q.mu.Unlock()
-	if at < before || at > monotonic() {
+	if at < before || at > blockdev.Monotonic() {
 		t.Errorf("arrived at %d, which is not between %d and now", at, before)
 	}
 	q.release()

@@ -3,7 +3,7 @@ package nbd
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
+	"afterimage/blockdev"
 )
 
 const (
@@ -31,19 +31,10 @@ const (
 // succeeds decides who owns the loop from then on: the one that came back, or a
 // fresh goroutine, and then the one that comes back ends.
 
-// monotonic is CLOCK_MONOTONIC in nanoseconds.
-func monotonic() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic("the system has no monotonic clock: " + err.Error())
-	}
-	return ts.Nano()
-}
-
 // wakeMonitor is called before each Submit.
 func (s *Server) wakeMonitor() {
 	if s.asleep.Load() && s.asleep.CompareAndSwap(true, false) {
-		s.clock.Store(monotonic())
+		s.clock.Store(blockdev.Monotonic())
 		select {
 		case s.wake <- struct{}{}:
 		default: // of an earlier sleep, and as good
@@ -63,7 +54,7 @@ func (s *Server) monitor(done <-chan struct{}) {
 			return
 		case <-t.C:
 		}
-		s.clock.Store(monotonic())
+		s.clock.Store(blockdev.Monotonic())
 		if s.look() {
 			idle = 0
 			continue

@@ -56,7 +56,7 @@ type Server struct {
 	monitorDone chan struct{} // closed when the last one has ended
 	asleep      atomic.Bool   // the monitor is
 	wake        chan struct{} // room for one
-	clock       atomic.Int64  // CLOCK_MONOTONIC in nanoseconds, as of the last tick
+	clock       atomic.Int64  // blockdev.Monotonic as of the last tick
 }
 
 func (s *Server) log() *slog.Logger {
@@ -279,7 +279,7 @@ func (s *Server) enter() {
 		s.watched = make(map[*conn]*watch)
 		s.wake = make(chan struct{}, 1)
 	}
-	s.clock.Store(monotonic())
+	s.clock.Store(blockdev.Monotonic())
 	stop, done, before := make(chan struct{}), make(chan struct{}), s.monitorDone
 	s.stopMonitor, s.monitorDone = stop, done
 	go func() {

@@ -25,6 +25,8 @@ func try(t testing.TB, program string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), testenv.Need(t, program), args...)
 	cmd.Dir = t.TempDir() // fio leaves files behind
+	// nbdsh needs the Python that its module was made for.
+	cmd.Env = append(os.Environ(), "PATH=/usr/bin:"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -150,4 +152,97 @@ func TestRealNbdcopy(t *testing.T) {
 	if out, err := try(t, "nbdcopy", uriOf(socket, "disk"), uriOf(oracle, "")); err == nil {
 		t.Errorf("a wrong byte went unnoticed:\n%s", out)
 	}
+}
+
+// TestRealNbdsh does what the other clients do not: requests of 50 MB, a thousand
+// at once, lengths of zero, what was not offered.
+func TestRealNbdsh(t *testing.T) {
+	s := quiet()
+	add(t, s, Export{Name: "disk", Description: "a disk", Queue: memPool(128 << 20)})
+	add(t, s, Export{Name: "fixed", Queue: memPool(1 << 20), ReadOnly: true})
+	socket := serve(t, s)
+	script := `
+import errno, os
+def fails(want, f, *args, **kw):
+    try: f(*args, **kw)
+    except nbd.Error as e:
+        assert e.errnum == want, (e.errnum, want, f)
+    else: raise AssertionError((f, args))
+h.set_strict_mode(0)
+h.set_export_name("disk")
+h.set_opt_mode(True)
+h.connect_unix(sock)
+names = []
+h.opt_list(lambda name, desc: names.append((name, desc)))
+assert names == [("disk", "a disk"), ("fixed", "")], names
+h.set_export_name("none")
+fails(errno.ENOENT, h.opt_go)
+h.set_export_name("fixed")
+h.opt_info()
+assert h.get_size() == 1 << 20 and h.is_read_only()
+h.set_export_name("disk")
+h.opt_go()
+assert h.get_size() == 128 << 20 and not h.is_read_only()
+assert h.can_flush() and h.can_fua() and h.can_trim() and h.can_zero() and h.can_fast_zero() and h.can_multi_conn()
+assert h.get_block_size(nbd.SIZE_MAXIMUM) == 64 << 20
+b = os.urandom(0x2f8e400)
+h.pwrite(b, 12345, nbd.CMD_FLAG_FUA)
+assert h.pread(len(b), 12345) == b
+big = os.urandom(64 << 20)
+h.pwrite(big, 64 << 20)
+assert h.pread(64 << 20, 64 << 20) == big
+h.zero(1 << 20, 12345, nbd.CMD_FLAG_NO_HOLE)
+assert h.pread(1 << 20, 12345) == bytes(1 << 20)
+h.zero(4096, 0, nbd.CMD_FLAG_FAST_ZERO)
+h.trim(1 << 20, 1 << 20)
+h.flush()
+fails(errno.EINVAL, h.pread, 512, 128 << 20)
+fails(errno.EINVAL, h.pread, 2, (128 << 20) - 1)
+fails(errno.ENOSPC, h.pwrite, b"12", (128 << 20) - 1)
+fails(errno.ENOSPC, h.zero, 2, (128 << 20) - 1)
+fails(errno.EINVAL, h.trim, 2, (128 << 20) - 1)
+fails(errno.EINVAL, h.cache, 512, 0)
+fails(errno.EINVAL, h.pread, 512, 0, nbd.CMD_FLAG_DF)
+fails(errno.EINVAL, h.trim, 512, 0, nbd.CMD_FLAG_FAST_ZERO)
+h.pwrite(b"", 0)
+h.trim(0, 0)
+cookies = {}
+for i in range(3000):
+    buf = nbd.Buffer.from_bytearray(bytearray([i & 255]) * 4096)
+    cookies[h.aio_pwrite(buf, i * 4096)] = buf
+while cookies:
+    h.poll(-1)
+    for c in list(cookies):
+        if h.aio_command_completed(c): del cookies[c]
+for i in range(0, 3000, 97): assert h.pread(4096, i * 4096) == bytes([i & 255]) * 4096
+h.shutdown()
+f = nbd.NBD()
+f.set_strict_mode(0)
+f.set_export_name("fixed")
+f.connect_unix(sock)
+fails(errno.EPERM, f.pwrite, b"x", 0)
+fails(errno.EPERM, f.trim, 512, 0)
+fails(errno.EPERM, f.zero, 512, 0)
+f.flush()
+f.shutdown()
+`
+	run(t, "nbdsh", "-c", "sock = '"+socket+"'", "-c", script)
+}
+
+// TestRealNbdkitInFront puts other people's filters between a client and us.
+func TestRealNbdkitInFront(t *testing.T) {
+	s := quiet()
+	_, q := image(t, 64<<20)
+	add(t, s, Export{Name: "disk", Queue: q})
+	socket := serve(t, s)
+	front := tempSocket(t)
+	startNbdkit(t, front, "--filter=blocksize", "--filter=cow", "nbd", "uri="+uriOf(socket, "disk"), "maxlen=4K")
+	oracle := tempSocket(t)
+	startNbdkit(t, oracle, "sparse-random", "size=64M", "seed=3", "percent=20")
+	run(t, "nbdcopy", "--flush", uriOf(oracle, ""), uriOf(front, ""))
+	run(t, "nbdcopy", uriOf(front, ""), uriOf(oracle, ""))
+	direct := tempSocket(t)
+	startNbdkit(t, direct, "--filter=retry", "--filter=fua", "nbd", "uri="+uriOf(socket, "disk"), "fuamode=force")
+	run(t, "nbdcopy", uriOf(oracle, ""), uriOf(direct, ""))
+	run(t, "nbdcopy", uriOf(direct, ""), uriOf(oracle, ""))
 }
