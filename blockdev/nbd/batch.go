@@ -62,7 +62,7 @@ func (b *batch) add(h *request) *blockdev.Request {
 		Len:     int64(h.length),
 		Owner:   b,
 		Cookie:  uint64(i),
-		Arrived: b.c.s.clock.Load(),
+		Arrived: b.c.gotAt,
 	}
 	return r
 }

@@ -68,8 +68,9 @@ func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
 	d := s.disks[e.Queue]
 	settled := true
 	for _, u := range d.over() {
-		// Its loop may still submit what it has received. That finds gone set:
-		// only what was unfinished before we looked can have begun.
+		// Its loop may still have received something. It counts what it is about
+		// to submit before it looks whether the client is gone, so that nothing
+		// slips by between the next two steps.
 		if !u.leaving() {
 			u.hangUp(errSuperseded)
 		}

@@ -16,7 +16,7 @@
 //	receive.go    requests in: parsed in place, given to the Queue in batches
 //	batch.go      up to 16 requests and where their replies lie
 //	send.go       replies out, never blocking who has finished the request
-//	monitor.go    the coarse clock, and loops taken from a Submit that hangs
+//	monitor.go    loops taken from a Submit that hangs
 //	buffer.go     pooled memory with counted references
 //	listen.go     a Unix socket that does not steal a living server's
 //	client.go     Client: a Device over a connection

@@ -1,10 +1,6 @@
 package nbd
 
-import (
-	"time"
-
-	"afterimage/blockdev"
-)
+import "time"
 
 const (
 	// tick is how often the monitor looks while anything happens.
@@ -20,9 +16,8 @@ const (
 )
 
 // The monitor is one goroutine per server, from the first connection to the
-// last. It keeps the coarse clock, and takes the loop from a goroutine that has
-// been in Submit for too long. It costs a connection two stores and a
-// compare-and-swap a batch.
+// last. It takes the loop from a goroutine that has been in Submit for too long.
+// A batch pays for that with a store and a compare-and-swap.
 //
 // conn.loopWord is odd while the loop's owner is in Submit. The owner makes it
 // odd, and even again by a compare-and-swap when it is back; the monitor makes
@@ -34,7 +29,6 @@ const (
 // wakeMonitor is called before each Submit.
 func (s *Server) wakeMonitor() {
 	if s.asleep.Load() && s.asleep.CompareAndSwap(true, false) {
-		s.clock.Store(blockdev.Monotonic())
 		select {
 		case s.wake <- struct{}{}:
 		default: // of an earlier sleep, and as good
@@ -54,7 +48,6 @@ func (s *Server) monitor(done <-chan struct{}) {
 			return
 		case <-t.C:
 		}
-		s.clock.Store(blockdev.Monotonic())
 		if s.look() {
 			idle = 0
 			continue

@@ -34,6 +34,7 @@ type receiver struct {
 
 	iovIn [2]syscall.Iovec
 	got   int   // bytes that the last call brought
+	gotAt int64 // when, by blockdev.Monotonic
 	err   error // its error
 }
 
@@ -241,7 +242,17 @@ func (c *conn) submit(b *batch) bool {
 		b.release(1)
 		return true
 	}
+	// Counted first, then looked: whoever sets gone and then finds nothing
+	// unfinished knows that nothing more begins (rule A6).
 	c.unfinished.Add(int64(b.ntodo))
+	if c.gone.Load() {
+		for _, r := range b.todo[:b.ntodo] {
+			r.Err = blockdev.ErrGone
+		}
+		b.Complete(b.todo[:b.ntodo])
+		b.release(1)
+		return true
+	}
 	c.s.wakeMonitor()
 	before := c.loopWord.Load()
 	c.loopWord.Store(before + 1)
@@ -272,6 +283,7 @@ func (c *conn) receive() bool {
 	if c.got == 0 {
 		return c.fail(io.EOF)
 	}
+	c.gotAt = blockdev.Monotonic()
 	if c.big != nil {
 		n := min(c.got, int(c.bigReq.length)-c.bigGot)
 		c.bigGot += n

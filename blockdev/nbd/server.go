@@ -20,8 +20,8 @@ import (
 type Export struct {
 	Name        string // at most 4096 bytes; empty: the default export
 	Description string // for people, at most 4096 bytes
-	// Queue is asked what the clients ask. It takes buffers of any alignment.
-	// The same Queue may be exported under several names.
+	// Queue is asked what the clients ask. It takes buffers of any alignment
+	// and is comparable: a pointer. It may be exported under several names.
 	Queue blockdev.Queue
 	// ReadOnly refuses all changes, also where the Queue would take them.
 	ReadOnly bool
@@ -56,7 +56,6 @@ type Server struct {
 	monitorDone chan struct{} // closed when the last one has ended
 	asleep      atomic.Bool   // the monitor is
 	wake        chan struct{} // room for one
-	clock       atomic.Int64  // blockdev.Monotonic as of the last tick
 }
 
 func (s *Server) log() *slog.Logger {
@@ -279,7 +278,6 @@ func (s *Server) enter() {
 		s.watched = make(map[*conn]*watch)
 		s.wake = make(chan struct{}, 1)
 	}
-	s.clock.Store(blockdev.Monotonic())
 	stop, done, before := make(chan struct{}), make(chan struct{}), s.monitorDone
 	s.stopMonitor, s.monitorDone = stop, done
 	go func() {
