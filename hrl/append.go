@@ -1,6 +1,7 @@
 package hrl
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"time"
@@ -15,9 +16,11 @@ type op struct {
 	seg       *segment
 	at        int64 // where in seg
 	span      int64
-	writing   bool // in the system call; else waiting for a spare
-	late      bool // over the limit
-	abandoned bool // given up by the watchdog while writing
+	writing   bool   // in the system call; else waiting for a spare
+	late      bool   // over the limit
+	abandoned bool   // given up by the watchdog while writing
+	prev      uint32 // seg's prev and last before it
+	last      uint64
 }
 
 // opGroupsMax bounds the groups of one call, for their buffers must fit the
@@ -40,6 +43,16 @@ var padding [frameAlign]byte
 // The ranges of the group must be locked by the caller: the order of sequence
 // numbers is the order of the disk only because of that (RULES A1).
 func (l *Log) Append(g *Group) error {
+	for i := range g.Entries {
+		if k := g.Entries[i].Kind; k > KindResize && k != KindGap {
+			return fmt.Errorf("append of a %s frame: those are the log's own", k)
+		}
+	}
+	return l.append(g)
+}
+
+// append is Append for the log's own frames, too.
+func (l *Log) append(g *Group) error {
 	if err := g.prepare(); err != nil {
 		return err
 	}
@@ -47,6 +60,12 @@ func (l *Log) Append(g *Group) error {
 	if l.closed {
 		l.mu.Unlock()
 		return ErrClosed
+	}
+	for i := range g.Entries {
+		if e := &g.Entries[i]; int(e.Disk) >= len(l.disks) && e.Kind <= KindResize {
+			l.mu.Unlock()
+			return fmt.Errorf("append of a %s of disk %d: the log has %d", e.Kind, e.Disk, len(l.disks))
+		}
 	}
 	if l.stuck >= stuckMax {
 		l.lostLocked(g)
@@ -109,6 +128,7 @@ func (l *Log) leadLocked(g *Group) error {
 		s.outstanding--
 		l.keeper.kick()
 		l.mu.Unlock()
+		_ = l.release()
 		if g.Abandoned == nil {
 			return ErrLate
 		}
@@ -137,7 +157,9 @@ func (l *Log) leadLocked(g *Group) error {
 // makeRoomLocked sees to it that the tail has room for the op. It may release
 // mu while it waits for a spare.
 func (l *Log) makeRoomLocked(o *op, entries int) error {
-	if l.tail != nil && l.tail.fits(o.span, entries) {
+	// What was lost since the tail was begun has to be said before anything
+	// newer, and a new tail does that first.
+	if l.tail != nil && l.lost.Empty() && l.tail.fits(o.span, entries) {
 		return nil
 	}
 	if l.tail != nil {
@@ -162,7 +184,7 @@ func (l *Log) makeRoomLocked(o *op, entries int) error {
 // buildLocked numbers the entries and lays out the op's buffers.
 func (l *Log) buildLocked(o *op) {
 	s := l.tail
-	o.seg, o.at = s, s.end
+	o.seg, o.at, o.prev, o.last = s, s.end, s.prev, s.last
 	if s.pre != nil {
 		o.bufs = append(o.bufs, s.pre)
 	}
@@ -196,6 +218,9 @@ func (l *Log) buildLocked(o *op) {
 				fallthrough
 			case KindWrite, KindZero, KindCopy:
 				s.sec.set.Add(e.Disk, e.Off, e.Len)
+			case KindGap:
+				s.noted = append(s.noted, bytes.Clone(e.Data))
+				_ = eachRun(e.Data, l.touched.Add)
 			case KindCut:
 				g.section, g.epochSet = s.sec, l.touched
 				s.sec, l.touched = l.takeSectionLocked(), BlockSet{}
@@ -207,6 +232,7 @@ func (l *Log) buildLocked(o *op) {
 // failLocked ends the tail after an append that failed or was abandoned, and
 // remembers what the op was to hold.
 func (l *Log) failLocked(o *op, err error) {
+	o.seg.prev, o.seg.last = o.prev, o.last
 	l.endTailLocked()
 	l.spareErr = fmt.Errorf("the log failed a moment ago: %w", err)
 	for _, g := range o.groups {
@@ -216,6 +242,7 @@ func (l *Log) failLocked(o *op, err error) {
 			// The cut did not happen: its section goes on.
 			l.touched.AddSet(&g.epochSet)
 			l.touched.AddSet(&g.section.set)
+			o.seg.noted = append(o.seg.noted, g.section.set.Append(nil))
 			l.giveSectionLocked(g.section)
 			g.section, g.epochSet = nil, BlockSet{}
 		}
@@ -250,16 +277,22 @@ func (l *Log) passLeadLocked() {
 	}
 }
 
-// lostLocked remembers that the log lacks the group's changes.
+// lostLocked remembers that the log lacks the group's changes. They belong to
+// the open epoch all the same.
 func (l *Log) lostLocked(g *Group) {
 	for i := range g.Entries {
 		e := &g.Entries[i]
 		switch e.Kind {
-		case KindWrite, KindZero, KindCopy, KindResize:
+		case KindResize:
+			l.disks[e.Disk].size = int64(binary.LittleEndian.Uint64(e.Data))
+			fallthrough
+		case KindWrite, KindZero, KindCopy:
 			l.lost.Add(e.Disk, e.Off, e.Len)
+			l.touched.Add(e.Disk, e.Off, e.Len)
 			l.lossy = true
 		case KindGap:
-			_ = eachRun(e.Data, func(disk DiskID, off, length int64) { l.lost.Add(disk, off, length) })
+			_ = eachRun(e.Data, l.lost.Add)
+			_ = eachRun(e.Data, l.touched.Add)
 			l.lossy = true
 		}
 	}
@@ -320,7 +353,9 @@ func (l *Log) watch() {
 		case o == nil || o.id != seen:
 			seen, ticks, idle = l.opID, 0, 0
 		default:
-			if ticks++; ticks >= watchTicks && !o.late {
+			// A leader that was told that it is late while it waited for a
+			// spare may have got one at that very moment, and hang now.
+			if ticks++; ticks >= watchTicks && (o.writing || !o.late) {
 				l.lateLocked(o)
 			}
 		}

@@ -41,10 +41,24 @@ func (s *BlockSet) Add(disk DiskID, off, length int64) {
 		page := d.page(b / pageBits)
 		i := b % pageBits
 		n := min(last-b+1, pageBits-i)
-		setBits(page, i, n)
+		switch {
+		case n == pageBits:
+			d.pages[b/pageBits] = &fullPage
+		case page != &fullPage:
+			setBits(page, i, n)
+		}
 		b += n
 	}
 }
+
+// fullPage stands for every page that is full, and is never written: a whole
+// disk of any size costs a pointer for every 2 GiB.
+var fullPage = func() (p [pageWords]uint64) {
+	for i := range p {
+		p[i] = ^uint64(0)
+	}
+	return p
+}()
 
 // setBits sets n bits from bit i on.
 func setBits(p *[pageWords]uint64, i, n int64) {
@@ -116,8 +130,12 @@ func (s *BlockSet) AddSet(o *BlockSet) {
 // Reset empties the set and keeps its memory.
 func (s *BlockSet) Reset() {
 	for i := range s.disks {
-		for _, p := range s.disks[i].pages {
-			if p != nil {
+		for n, p := range s.disks[i].pages {
+			switch p {
+			case nil:
+			case &fullPage:
+				s.disks[i].pages[n] = nil
+			default:
 				*p = [pageWords]uint64{}
 			}
 		}

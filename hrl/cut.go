@@ -17,7 +17,9 @@ type CutInfo struct {
 
 // Cut ends the open epoch: everything appended before is in it, nothing
 // appended after is. It is one small append; nobody waits for a disk (RULES
-// B3). Cuts must not be made concurrently. An error means that the epoch goes on.
+// B3). Cuts must not be made concurrently. An error means that the epoch goes
+// on, under the next number: the frame of a cut that failed may be found in the
+// log after all, and no number is given twice (rule R8).
 func (l *Log) Cut(kind CutKind) (CutInfo, error) {
 	l.mu.Lock()
 	epoch := l.epoch
@@ -28,15 +30,19 @@ func (l *Log) Cut(kind CutKind) (CutInfo, error) {
 
 	g := NewGroup()
 	g.Add(Entry{Kind: KindCut, Disk: noDisk, Data: p[:]})
-	if err := l.Append(g); err != nil {
+	if err := l.append(g); err != nil {
+		l.mu.Lock()
+		l.epoch++
+		l.mu.Unlock()
 		return CutInfo{}, fmt.Errorf("cut epoch %d: %w", epoch, err)
 	}
 	info := CutInfo{Incarnation: l.Incarnation(), Epoch: epoch, Seq: g.Entries[0].Seq, Time: now, Touched: &BlockSet{}}
-	l.Finished(g)
 	l.mu.Lock()
 	l.epoch++
 	l.stats.Cuts++
+	g.seg.noted = append(g.seg.noted, g.section.set.Append(nil))
 	l.mu.Unlock()
+	l.Finished(g) // only now: until it is noted the segment must not be reclaimed
 	info.Touched.AddSet(&g.epochSet)
 	info.Touched.AddSet(&g.section.set)
 	l.note(g.section)
@@ -51,7 +57,7 @@ func (l *Log) note(s *section) {
 	if s.frames > 1 { // more than the cut itself
 		g := NewGroup()
 		g.Add(Entry{Kind: KindTouched, Disk: noDisk, Data: boundedSet(&s.set, groupSpanMax/2)})
-		if l.Append(g) == nil {
+		if l.append(g) == nil {
 			l.Finished(g)
 		}
 	}

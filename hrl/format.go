@@ -29,6 +29,10 @@ const (
 	sectorBytes = 512
 	// diskBytesMax is the largest disk: 1 PiB.
 	diskBytesMax = 1 << 50
+	// disksMax is the most disks of a log.
+	disksMax = 1024
+	// diskNameMax is the most bytes of a disk's name.
+	diskNameMax = 255
 
 	minSegmentBytes = 4 << 20
 	maxSegmentBytes = 1 << 30
@@ -110,8 +114,8 @@ func (e *CorruptError) Hint() string {
 //	  64     8  first    sequence number its first frame has
 //	  72     8  size     bytes of the segment file
 //	  80     8  created  wall clock, nanoseconds since 1970; a label only
-//	  88     4  flags    1: appends before this segment failed; the gap frame at
-//	                     its start says what is missing between the segments
+//	  88     4  flags    1: appends before this segment failed; the gap frame that
+//	                     follows its disk frames says what is missing
 //	  92  4004  zero
 type segmentHeader struct {
 	state       uint32
@@ -283,39 +287,48 @@ func (h *frameHeader) decode(b []byte, seed uint32) error {
 		len:     int64(le.Uint64(b[32:])),
 		sum:     le.Uint32(b[40:]),
 	}
-	bad := func(what string) error { return fmt.Errorf("frame header: %s frame with %s", h.kind, what) }
+	if b[5] != 0 || le.Uint32(b[44:]) != 0 {
+		return h.bad("reserved bytes set")
+	}
+	return h.check()
+}
+
+func (h *frameHeader) bad(what string) error {
+	return fmt.Errorf("frame header: %s frame with %s", h.kind, what)
+}
+
+// check says what is impossible about the header. Writer and reader use the
+// same check, so nothing can be appended that reads as damage.
+func (h *frameHeader) check() error {
 	if h.kind < KindWrite || h.kind > KindSeal {
 		return fmt.Errorf("frame header: kind %d is unknown", h.kind)
-	}
-	if b[5] != 0 || le.Uint32(b[44:]) != 0 {
-		return bad("reserved bytes set")
 	}
 	limit := uint32(PayloadMax)
 	if h.kind == KindGap || h.kind == KindTouched || h.kind == KindSeal {
 		limit = setPayloadMax
 	}
 	if h.payload > limit {
-		return bad("too long a payload")
+		return h.bad("too long a payload")
 	}
 	if h.off < 0 || h.len < 0 || h.off > diskBytesMax || h.len > diskBytesMax-h.off || h.off%sectorBytes != 0 || h.len%sectorBytes != 0 {
-		return bad("an impossible range")
+		return h.bad("an impossible range")
 	}
 	switch h.kind {
 	case KindWrite:
 		if int64(h.payload) != h.len {
-			return bad("a payload of another length than its range")
+			return h.bad("a payload of another length than its range")
 		}
 	case KindZero:
 		if h.payload != 0 {
-			return bad("a payload")
+			return h.bad("a payload")
 		}
 	case KindCopy:
 		if h.payload != digestBytes {
-			return bad("no digest")
+			return h.bad("no digest")
 		}
 	case KindResize:
 		if h.payload != 8 {
-			return bad("no size")
+			return h.bad("no size")
 		}
 	}
 	return nil

@@ -93,17 +93,38 @@ func (g *Group) prepare() error {
 	if len(g.Entries) == 0 {
 		return fmt.Errorf("append of an empty group")
 	}
+	if len(g.Entries) > GroupMax {
+		return fmt.Errorf("append of a group of %d entries: %d are the most", len(g.Entries), GroupMax)
+	}
 	g.span = 0
 	for i := range g.Entries {
 		e := &g.Entries[i]
-		if len(e.Data) > PayloadMax && e.Kind != KindTouched && e.Kind != KindGap {
-			return fmt.Errorf("append of a %s of %d bytes: %d are the most", e.Kind, len(e.Data), PayloadMax)
+		if err := e.check(); err != nil {
+			return fmt.Errorf("append: %w", err)
 		}
 		e.sum = crc32.Checksum(e.Data, castagnoli)
 		g.span += frameSpan(len(e.Data))
 	}
 	if g.span > groupSpanMax {
 		return fmt.Errorf("append of a group of %d bytes: %d are the most", g.span, groupSpanMax)
+	}
+	return nil
+}
+
+// check says what is impossible about the entry.
+func (e *Entry) check() error {
+	if len(e.Data) > setPayloadMax {
+		return fmt.Errorf("a %s of %d bytes", e.Kind, len(e.Data))
+	}
+	h := frameHeader{kind: e.Kind, disk: e.Disk, payload: uint32(len(e.Data)), off: e.Off, len: e.Len}
+	if err := h.check(); err != nil {
+		return err
+	}
+	switch e.Kind {
+	case KindResize:
+		return checkResize(&h, e.Data)
+	case KindGap:
+		return eachRun(e.Data, func(DiskID, int64, int64) {})
 	}
 	return nil
 }

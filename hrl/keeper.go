@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ type keeper struct {
 	watchers sync.WaitGroup // the watchdog
 
 	toSeal []*segment // guarded by Log.mu
+	ended  bool       // guarded by Log.mu: it touches no file any more
 	names  uint64     // of segment files; the keeper's own
 	clean  bool       // set before quit is closed: sync everything
 	err    error      // of the syncs, valid when done is closed
@@ -33,9 +35,11 @@ const (
 	writeBehindStep = 8 << 20
 	// spareRetry is how long the keeper waits after it could not make a spare.
 	spareRetry = time.Second
-	// stopLimit is how long Close waits for a log disk that does not answer.
-	stopLimit = 10 * time.Second
 )
+
+// stopLimit is how long Close waits for a log disk that does not answer; tests
+// do not wait that long.
+var stopLimit = 10 * time.Second
 
 const segmentSuffix = ".hrl"
 
@@ -62,16 +66,24 @@ func (k *keeper) stop(clean bool) error {
 	k.clean = clean
 	close(k.quit)
 	k.watchers.Wait()
+	limit := time.NewTimer(stopLimit)
+	defer limit.Stop()
 	select {
 	case <-k.done:
 		return k.err
-	case <-time.After(stopLimit):
+	case <-limit.C:
 		return errors.New("the log's disk does not answer")
 	}
 }
 
 func (k *keeper) run() {
-	defer close(k.done)
+	defer func() {
+		k.l.mu.Lock()
+		k.ended = true
+		k.l.mu.Unlock()
+		close(k.done)
+		_ = k.l.release()
+	}()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
@@ -144,8 +156,8 @@ func (k *keeper) writeBehind() {
 	}
 }
 
-// clearBroken closes the segments that failed appends ended, and removes those
-// of them that never held anything.
+// clearBroken seals and closes the segments that failed appends ended, and
+// removes those of them that never held anything.
 func (k *keeper) clearBroken() {
 	l := k.l
 	for {
@@ -164,6 +176,9 @@ func (k *keeper) clearBroken() {
 		if broken == nil {
 			return
 		}
+		if !broken.empty {
+			_ = broken.writeSeal() // as in seal
+		}
 		k.closeSealed(broken)
 		if broken.empty {
 			// Should its header have reached the file after all, its
@@ -178,40 +193,93 @@ func (k *keeper) clearBroken() {
 // together with writing the gap frame that names what they changed; the
 // caller's gaps are stored before. Nil without an error: make a new one.
 func (k *keeper) reclaim() (*segment, error) {
+	for {
+		s, err := k.reclaimable()
+		if s == nil || err != nil {
+			return nil, err
+		}
+		spare, err := k.reuse(s)
+		if spare != nil || err != nil {
+			return spare, err
+		}
+	}
+}
+
+// reclaimable takes the oldest segment out of the log if the quota asks for it.
+func (k *keeper) reclaimable() (*segment, error) {
 	l := k.l
 	l.mu.Lock()
-	n := len(l.sealed) + len(l.spares) + 1
-	if l.opt.Quota == 0 || int64(n+1)*l.opt.SegmentBytes <= l.opt.Quota || l.readers > 0 {
-		l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.opt.Quota == 0 || l.readers > 0 {
+		return nil, nil
+	}
+	used := 2 * l.opt.SegmentBytes // the tail and the new one
+	for _, s := range l.sealed {
+		used += s.size
+	}
+	for _, s := range l.spares {
+		used += s.size
+	}
+	if used <= l.opt.Quota {
 		return nil, nil
 	}
 	if len(l.sealed) == 0 {
-		l.mu.Unlock()
 		return nil, errors.New("the log's quota is too small")
 	}
 	s := l.sealed[0]
-	if s.unfinished.Load() > 0 || s.outstanding > 0 || s.size != l.opt.SegmentBytes {
-		l.mu.Unlock()
+	if s.unfinished.Load() > 0 || s.outstanding > 0 {
 		return nil, fmt.Errorf("the log is at its quota and segment %s is still needed", s.path)
 	}
-	l.sealed = l.sealed[:copy(l.sealed, l.sealed[1:])]
+	n := copy(l.sealed, l.sealed[1:])
+	l.sealed[n] = nil
+	l.sealed = l.sealed[:n]
+	return s, nil
+}
+
+// reuse makes a spare of a reclaimed segment. A file of an unfit size, left
+// when the options were others or cut off by an accident, is removed instead,
+// for which nil is returned.
+func (k *keeper) reuse(s *segment) (*segment, error) {
+	l := k.l
+	l.mu.Lock()
 	disks := append([]diskState(nil), l.disks...)
 	l.mu.Unlock()
-
 	touched := s.touchedSet(l.fs, disks)
 	l.opt.Reclaimed(touched)
+
 	f, err := s.f, error(nil)
 	if f == nil {
 		f, err = l.fs.Edit(s.path)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	var size int64
+	if err == nil {
+		if size, err = f.Size(); err != nil && s.f == nil {
+			f.Close()
+		}
+	}
 	if err != nil {
-		// Nobody will write to it: it counts as before at the next Open.
+		// It stays the oldest; the next try is in a moment.
+		l.mu.Lock()
+		l.sealed = slices.Insert(l.sealed, 0, s)
+		l.mu.Unlock()
 		return nil, err
 	}
+	fit := size == l.opt.SegmentBytes
+	if !fit {
+		f.Close()
+		if err := l.fs.Remove(s.path); err != nil {
+			return nil, err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.stats.Reclaimed++
-	return &segment{path: s.path, size: s.size, f: f, lost: *touched}, nil
+	if !fit {
+		l.lost.AddSet(touched)
+		l.lossy = true
+		return nil, nil
+	}
+	return &segment{path: s.path, size: size, f: f, lost: *touched}, nil
 }
 
 // touchedSet is what the segment's frames touched; every block of every disk
@@ -219,10 +287,12 @@ func (k *keeper) reclaim() (*segment, error) {
 func (s *segment) touchedSet(fs FS, disks []diskState) *BlockSet {
 	var set BlockSet
 	if s.touched != nil {
-		if eachRun(s.touched, set.Add) == nil {
-			return &set
+		for _, b := range append(s.noted[:len(s.noted):len(s.noted)], s.touched) {
+			_ = eachRun(b, set.Add) // made by BlockSet.Append, or checked by Entry.check
 		}
-	} else if r, err := openSegments(fs, []string{s.path}); err == nil {
+		return &set
+	}
+	if r, err := openSegments(fs, []string{s.path}); err == nil {
 		defer r.Close()
 		if len(r.Segments) == 1 && r.touched(r.Segments[0], disks, &set) == nil {
 			return &set
@@ -243,6 +313,7 @@ func (k *keeper) spare() error {
 		wait := time.Until(l.retryAt) > 0
 		if l.spareErr != nil && !wait && len(l.spares) > 0 {
 			l.spareErr = nil
+			l.room.Broadcast()
 		}
 		enough := len(l.spares) >= l.opt.Spares || l.closed
 		err := l.spareErr
@@ -255,9 +326,14 @@ func (k *keeper) spare() error {
 			s, err = k.make()
 		}
 		l.mu.Lock()
-		l.spareErr = err
-		if err == nil {
+		switch {
+		case err == nil:
 			l.spares = append(l.spares, s)
+			if time.Until(l.retryAt) <= 0 {
+				l.spareErr = nil
+			}
+		case len(l.spares) == 0:
+			l.spareErr = err // else there still is one to use
 		}
 		l.room.Broadcast()
 		l.mu.Unlock()
@@ -315,6 +391,7 @@ func prewrite(f File, size int64) error {
 // finish makes everything durable that this incarnation wrote.
 func (k *keeper) finish() error {
 	k.seal()
+	k.clearBroken()
 	l := k.l
 	l.mu.Lock()
 	sealed := append([]*segment(nil), l.sealed...)
@@ -323,7 +400,10 @@ func (k *keeper) finish() error {
 		if !s.unsynced {
 			continue
 		}
-		if s.outstanding > 0 {
+		l.mu.Lock()
+		outstanding := s.outstanding
+		l.mu.Unlock()
+		if outstanding > 0 {
 			return fmt.Errorf("segment %s: an append has not returned", s.path)
 		}
 		f := s.f

@@ -55,6 +55,9 @@ func (o *Options) fill() error {
 	if o.Spares == 0 {
 		o.Spares = 2
 	}
+	if o.Spares < 0 {
+		return fmt.Errorf("%d spare segments: at least one is needed", o.Spares)
+	}
 	if o.Quota != 0 && o.Quota < 5*o.SegmentBytes {
 		return fmt.Errorf("a quota of %d bytes: at least five segments of %d are needed", o.Quota, o.SegmentBytes)
 	}
@@ -135,6 +138,8 @@ type Log struct {
 	retryAt  time.Time // after a failed append: when a new tail may begin
 	readers  int       // no segment is reclaimed while there are any
 	closed   bool
+	ended    bool // Close has done its part
+	released bool // the files are closed
 	watching bool // the watchdog runs
 
 	stats Stats
@@ -179,6 +184,9 @@ func Open(dir string, opt Options) (*Log, Recovery, error) {
 	l := &Log{dir: dir, opt: opt, fs: opt.FS, epoch: 1, readers: 1}
 	l.room.L = &l.mu
 	if err := l.open(); err != nil {
+		for _, s := range l.spares {
+			s.f.Close()
+		}
 		if l.metaFile != nil {
 			l.metaFile.Close()
 		}
@@ -211,14 +219,21 @@ func (l *Log) open() error {
 		return err
 	}
 	// Read only now: another process may have created or changed it.
-	if l.meta, err = readMeta(f); err != nil {
+	var half bool
+	if l.meta, half, err = readMeta(f); err != nil {
 		return err
+	}
+	if half {
+		// The newer state may be the one that is gone: the log may not have
+		// been closed, and one more incarnation may have been taken.
+		l.meta.state, l.meta.life = metaOpen, [32]byte{}
+		l.meta.incarnation++
 	}
 	if l.recovery != RecoverNew {
 		switch {
 		case l.meta.state == metaClean:
 			l.recovery = RecoverClean
-		case l.meta.life == l.opt.Life:
+		case l.meta.life == l.opt.Life && !half:
 			l.recovery = RecoverKill
 		default:
 			l.recovery = RecoverPowerCut
@@ -241,7 +256,7 @@ func (l *Log) create() error {
 		return err
 	}
 	for _, n := range names {
-		if n != metaName+".new" {
+		if n != metaName+".new" && n != "lost+found" {
 			return fmt.Errorf("the directory holds %q but no log: give an empty one, or one that does not exist", n)
 		}
 	}
@@ -252,13 +267,14 @@ func (l *Log) create() error {
 	return createMeta(l.fs, l.dir, &m)
 }
 
-// adopt takes up the segments that earlier incarnations left.
+// adopt takes up the segments that earlier incarnations left. It reads their
+// headers alone, for a log can be large and a guest waits.
 func (l *Log) adopt() error {
-	a, err := openSegments(l.fs, []string{l.dir})
-	if err != nil {
+	a := &Segments{fs: l.fs, headers: true}
+	defer a.Close()
+	if err := a.open([]string{l.dir}); err != nil {
 		return err
 	}
-	defer a.Close()
 	l.ordinal = max(1, l.meta.ordinal)
 	for _, s := range a.Segments {
 		if s.Damage != nil && errors.Is(s.Damage, ErrVersion) {
@@ -270,6 +286,7 @@ func (l *Log) adopt() error {
 		}
 		l.sealed = append(l.sealed, seg)
 		l.ordinal = max(l.ordinal, s.head.ordinal+1)
+		l.meta.incarnation = max(l.meta.incarnation, s.head.incarnation)
 	}
 	for _, path := range a.unused {
 		seg, err := l.reopenSpare(path)
@@ -315,11 +332,17 @@ func (l *Log) Incarnation() uint64 { return l.meta.incarnation }
 // bytes, and returns the number entries know it by. It must come before the
 // first append: every segment begins with the disks of the log.
 func (l *Log) AddDisk(name string, size int64) (DiskID, error) {
-	if name == "" || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+	if name == "" || len(name) > diskNameMax || strings.ContainsAny(name, "/\x00") {
 		return 0, fmt.Errorf("disk name %q: 1 to 255 bytes without a slash are needed", name)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if size < 0 || size > diskBytesMax || size%sectorBytes != 0 {
+		return 0, fmt.Errorf("disk %s: %d bytes are no multiple of %d up to 1 PiB", name, size, sectorBytes)
+	}
+	if len(l.disks) == disksMax {
+		return 0, fmt.Errorf("disk %s: a log has at most %d disks", name, disksMax)
+	}
 	if l.seq != 0 || l.tail != nil {
 		return 0, fmt.Errorf("disk %s: added after the first append", name)
 	}
@@ -355,7 +378,16 @@ func (l *Log) Segments() (*Segments, error) {
 	if len(paths) == 0 {
 		return &Segments{}, nil
 	}
-	return openSegments(l.fs, paths)
+	r := &Segments{fs: l.fs}
+	for _, p := range paths {
+		// A header that cannot be read is damage, as it is for a directory.
+		if err := r.add(p, false); err != nil {
+			r.Close()
+			return nil, err
+		}
+	}
+	r.sort()
+	return r, nil
 }
 
 // Stats returns the counts so far.
@@ -390,7 +422,7 @@ func (l *Log) sayLost() {
 	}
 	g := NewGroup()
 	g.Add(Entry{Kind: KindGap, Disk: noDisk, Data: boundedSet(&lost, groupSpanMax/2)})
-	switch err := l.Append(g); err {
+	switch err := l.append(g); err {
 	case nil:
 		l.Finished(g)
 	case ErrClosed:
@@ -403,7 +435,8 @@ func (l *Log) sayLost() {
 // Close seals the tail, makes everything durable and records that the log was
 // closed cleanly; the disks must be durable by then. If anything of that fails
 // the log is left as after a crash and the error is returned. An append must
-// not be under way.
+// not be under way. If the log's disk does not answer, Close returns an error
+// after a while, and the log stays locked until the disk has answered.
 func (l *Log) Close() error { return l.close(true) }
 
 // Abort closes the log's files and leaves it as a killed process would.
@@ -429,17 +462,6 @@ func (l *Log) close(clean bool) error {
 	err := l.keeper.stop(clean)
 	l.mu.Lock()
 	stuck := l.stuck
-	for _, s := range l.spares {
-		s.f.Close()
-	}
-	for _, s := range l.sealed {
-		if s.f != nil && s.outstanding == 0 {
-			s.f.Close()
-		}
-	}
-	if l.tail != nil {
-		l.tail.f.Close()
-	}
 	l.mu.Unlock()
 	if clean && err == nil {
 		switch {
@@ -452,8 +474,35 @@ func (l *Log) close(clean bool) error {
 			err = writeMeta(l.metaFile, &l.meta)
 		}
 	}
-	if cerr := l.metaFile.Close(); err == nil {
-		err = cerr
+	l.mu.Lock()
+	l.ended = true
+	l.mu.Unlock()
+	if rerr := l.release(); err == nil {
+		err = rerr
 	}
 	return err
+}
+
+// release closes the log's files and with them gives its lock away, as soon as
+// nobody can write to them any more: Close has done its part, the keeper has
+// ended, and no abandoned append hangs. Were the lock gone before, another
+// process could use a segment anew into which a late write still lands.
+func (l *Log) release() error {
+	l.mu.Lock()
+	if !l.ended || !l.keeper.ended || l.stuck > 0 || l.released {
+		l.mu.Unlock()
+		return nil
+	}
+	l.released = true
+	segments := append(append([]*segment(nil), l.spares...), l.sealed...)
+	if l.tail != nil {
+		segments = append(segments, l.tail)
+	}
+	l.mu.Unlock()
+	for _, s := range segments {
+		if s.f != nil {
+			s.f.Close()
+		}
+	}
+	return l.metaFile.Close()
 }

@@ -82,12 +82,22 @@ func (m *meta) decode(b []byte) error {
 	return nil
 }
 
-// readMeta reads the newer valid page of an open LOG file.
-func readMeta(f File) (meta, error) {
+// readMeta reads the newer valid page of an open LOG file. half says that the
+// other page was written once and is bad: it may have been the newer one.
+func readMeta(f File) (m meta, half bool, err error) {
 	var b [2 * metaPage]byte
 	if n, err := f.ReadAt(b[:], 0); n < len(b) {
-		return meta{}, fmt.Errorf("read %s: %w", metaName, err)
+		return meta{}, false, fmt.Errorf("read %s: %w", metaName, err)
 	}
+	m, err = decodeMeta(&b)
+	for _, p := range [][]byte{b[:metaBytes], b[metaPage : metaPage+metaBytes]} {
+		var other meta
+		half = half || err == nil && [metaBytes]byte(p) != [metaBytes]byte{} && other.decode(p) != nil
+	}
+	return m, half, err
+}
+
+func decodeMeta(b *[2 * metaPage]byte) (meta, error) {
 	var m [2]meta
 	err0, err1 := m[0].decode(b[:metaPage]), m[1].decode(b[metaPage:])
 	switch {

@@ -19,6 +19,7 @@ type Segments struct {
 	Segments []*Segment
 	unused   []string // segment files in which nothing counts
 	buf      []byte   // of scans and walks, one at a time
+	headers  bool     // read no more than the headers
 }
 
 // A Segment is one opened segment.
@@ -40,6 +41,7 @@ type Segment struct {
 
 	head    segmentHeader
 	seed    uint32
+	gap     bool      // a gap frame was seen
 	prev    uint32    // bytes of the last frame before End
 	regions []regions // of each disk, what the frames touch
 	f       File
@@ -110,6 +112,11 @@ func (r *Segments) open(paths []string) error {
 			return fmt.Errorf("%s holds no replica log", p)
 		}
 	}
+	r.sort()
+	return nil
+}
+
+func (r *Segments) sort() {
 	sort.SliceStable(r.Segments, func(i, j int) bool {
 		a, b := r.Segments[i], r.Segments[j]
 		if a.Incarnation != b.Incarnation {
@@ -117,7 +124,6 @@ func (r *Segments) open(paths []string) error {
 		}
 		return a.Ordinal < b.Ordinal
 	})
-	return nil
 }
 
 // add opens one file. named says that the user named it, so that it has to be
@@ -141,17 +147,53 @@ func (r *Segments) add(path string, named bool) error {
 		return fmt.Errorf("%s: %w", path, err)
 	case err != nil:
 		s.Damage = &CorruptError{path, 0, err}
-	case len(r.Segments) > 0 && r.Segments[0].Damage == nil && r.Segments[0].head.log != s.head.log:
+	case r.otherLog(s) != "":
 		f.Close()
-		return fmt.Errorf("%s and %s belong to different logs", r.Segments[0].Path, path)
-	default:
-		if err := r.scan(s); err != nil {
+		return fmt.Errorf("%s and %s belong to different logs", r.otherLog(s), path)
+	case !r.headers:
+		if s, err = r.scanLive(s); err != nil {
 			f.Close()
 			return err
 		}
 	}
 	r.Segments = append(r.Segments, s)
 	return nil
+}
+
+// otherLog returns the path of a segment of another log than that of s.
+func (r *Segments) otherLog(s *Segment) string {
+	for _, o := range r.Segments {
+		if o.head.state != segmentInUse {
+			continue // its header is damaged
+		}
+		if o.head.log != s.head.log {
+			return o.Path
+		}
+		break
+	}
+	return ""
+}
+
+// scanTries and scanPause are for a segment that a daemon is just writing, or
+// using anew, so that a moment later nothing is wrong with it any more.
+const (
+	scanTries = 3
+	scanPause = 2 * time.Millisecond
+)
+
+// scanLive scans the segment, and again if it looks damaged but may only be alive.
+func (r *Segments) scanLive(s *Segment) (*Segment, error) {
+	for try := 1; ; try++ {
+		if err := r.scan(s); err != nil || s.Damage == nil || s.Sealed || try == scanTries {
+			return s, err
+		}
+		time.Sleep(scanPause)
+		again := &Segment{Path: s.Path, f: s.f}
+		if again.readHeader() != nil {
+			return s, nil
+		}
+		s = again
+	}
 }
 
 func (s *Segment) readHeader() error {
@@ -283,6 +325,7 @@ func (r *Segments) scan(s *Segment) error {
 		if err != nil {
 			if sealed || r.moreFrames(s, off+frameAlign, limit) {
 				damage = err
+				s.Sealed = sealed
 			}
 			break
 		}
@@ -300,6 +343,8 @@ func (r *Segments) scan(s *Segment) error {
 		s.Damage = &CorruptError{s.Path, off, damage}
 	case sealed && (off != foot.end || s.Last != foot.last || !s.Sealed):
 		s.Damage = &CorruptError{s.Path, off, errors.New("the seal says that more follows")}
+	case s.AfterLoss && !s.gap:
+		s.Damage = &CorruptError{s.Path, off, errors.New("it ends before the gap frame that says what is missing")}
 	case size != s.head.size:
 		s.Damage = &CorruptError{s.Path, off, fmt.Errorf("the file has %d bytes, not %d", size, s.head.size)}
 	}
@@ -340,10 +385,16 @@ func (s *Segment) accept(h *frameHeader, payload []byte) error {
 	if h.seq != want {
 		return fmt.Errorf("frame %d where %d was due", h.seq, want)
 	}
+	if s.AfterLoss && !s.gap && h.kind != KindDisk && h.kind != KindGap {
+		return fmt.Errorf("a %s frame where the gap frame was due that says what is missing", h.kind)
+	}
 	switch h.kind {
 	case KindDisk:
 		if int(h.disk) != len(s.Disks) {
 			return fmt.Errorf("disk %d where disk %d was due", h.disk, len(s.Disks))
+		}
+		if len(s.Disks) == disksMax || len(payload) > diskNameMax {
+			return fmt.Errorf("disk %d has a name of %d bytes: too much", h.disk, len(payload))
 		}
 		s.Disks = append(s.Disks, Disk{string(payload), h.len})
 		s.regions = append(s.regions, regions{})
@@ -352,11 +403,10 @@ func (s *Segment) accept(h *frameHeader, payload []byte) error {
 			return fmt.Errorf("frame %d is of a disk that the segment does not name", h.seq)
 		}
 		if h.kind == KindResize {
-			size := int64(binary.LittleEndian.Uint64(payload))
-			if size < 0 || size > diskBytesMax || size%sectorBytes != 0 {
-				return fmt.Errorf("frame %d resizes a disk to an impossible %d bytes", h.seq, size)
+			if err := checkResize(h, payload); err != nil {
+				return err
 			}
-			s.Disks[h.disk].Size = size
+			s.Disks[h.disk].Size = int64(binary.LittleEndian.Uint64(payload))
 		}
 		s.regions[h.disk].add(h.off, h.len)
 	case KindCut:
@@ -373,12 +423,23 @@ func (s *Segment) accept(h *frameHeader, payload []byte) error {
 		if err != nil {
 			return err
 		}
+		s.gap = true
 	case KindTouched, KindSeal:
 		if err := eachRun(payload, func(DiskID, int64, int64) {}); err != nil {
 			return err
 		}
 	}
 	s.Last = h.seq
+	return nil
+}
+
+// checkResize checks that the new size in the payload is one of the two that
+// the header's range lies between.
+func checkResize(h *frameHeader, payload []byte) error {
+	size := int64(binary.LittleEndian.Uint64(payload))
+	if size != h.off && size != h.off+h.len {
+		return fmt.Errorf("a resize to %d bytes of the range from %d to %d", size, h.off, h.off+h.len)
+	}
 	return nil
 }
 
@@ -472,8 +533,8 @@ func (r *Segments) touched(s *Segment, disks []diskState, set *BlockSet) error {
 		}
 	}
 	add := func(disk DiskID, off, length int64) {
-		if int(disk) < len(renumber) && renumber[disk] >= 0 {
-			set.Add(DiskID(renumber[disk]), off, length)
+		if int(disk) < len(renumber) && renumber[disk] >= 0 && off < diskBytesMax {
+			set.Add(DiskID(renumber[disk]), off, min(length, diskBytesMax-off))
 		}
 	}
 	return r.Each(s, func(f *Frame) error {

@@ -63,6 +63,7 @@ func (r *Segments) Replay(disk string, dev blockdev.Device, progress func(done i
 	}
 	missing := IncompleteError{Disk: disk}
 	var unknown []span
+	unknownMax := 1 << 16 // when to join what touches
 	var err error
 	stats.LatestStats, err = r.Latest(disk, func(v *Version) error {
 		n := min(v.Len, size-v.Off)
@@ -82,8 +83,9 @@ func (r *Segments) Replay(disk string, dev blockdev.Device, progress func(done i
 			missing.Copies += n
 		}
 		unknown = append(unknown, span{v.Off, n})
-		if len(unknown) > 1<<16 {
+		if len(unknown) >= unknownMax {
 			unknown = sortSpans(unknown)
+			unknownMax = max(unknownMax, 2*len(unknown))
 		}
 		return nil
 	})

@@ -42,8 +42,10 @@ type segment struct {
 	behind      int64 // bytes handed to write-behind
 
 	// touched is the seal's set of blocks, encoded; nil: not known without
-	// reading the segment.
+	// reading the segment. noted are the sets that stand in the segment before
+	// the seal: of its gap frames, and of the sections that its cuts ended.
 	touched []byte
+	noted   [][]byte
 
 	// unfinished counts groups whose writes have not ended on the disk.
 	// Such a segment is not reclaimed (RULES C3).
@@ -57,7 +59,7 @@ func (s *segment) sealReserve(n int) int64 {
 
 // fits reports whether frames of span bytes fit and the seal after them.
 func (s *segment) fits(span int64, n int) bool {
-	return s.end+int64(len(s.pre))+span+s.sealReserve(n) <= s.size
+	return s.sec.set.encodedMax(n) <= setPayloadMax && s.end+int64(len(s.pre))+span+s.sealReserve(n) <= s.size
 }
 
 // beginTailLocked makes the oldest spare the tail. Nothing is written: the
@@ -77,7 +79,7 @@ func (l *Log) beginTailLocked() error {
 	s.seed = seed(&s.head.salt)
 	s.sec = l.takeSectionLocked()
 	s.end, s.prev, s.last, s.behind = 0, 0, l.seq, 0
-	s.broken, s.empty, s.touched, s.unsynced = false, false, nil, true
+	s.broken, s.empty, s.touched, s.noted, s.unsynced = false, false, nil, nil, true
 	s.lost.AddSet(&l.lost)
 	l.lost = BlockSet{}
 	if l.lossy || !s.lost.Empty() {
@@ -90,8 +92,12 @@ func (l *Log) beginTailLocked() error {
 	for id, d := range l.disks {
 		pre = s.appendNote(pre, frameHeader{kind: KindDisk, disk: DiskID(id), len: d.size}, []byte(d.name))
 	}
-	if !s.lost.Empty() {
-		pre = s.appendNote(pre, frameHeader{kind: KindGap, disk: noDisk}, boundedSet(&s.lost, s.size/4))
+	if s.head.flags&segmentAfterLoss != 0 {
+		// Even if it names nothing: without it a segment torn behind its
+		// header would look as if nothing were missing.
+		gap := boundedSet(&s.lost, s.size/4)
+		s.noted = append(s.noted, gap)
+		pre = s.appendNote(pre, frameHeader{kind: KindGap, disk: noDisk}, gap)
 	}
 	s.pre = pre
 	l.tail = s
@@ -190,6 +196,10 @@ func (l *Log) sealLocked() {
 // writeSeal writes the seal frame and the footer. A crash between the two, or
 // within either, leaves a segment that has to be scanned to find its end: no
 // frame is lost by it.
+//
+// A segment ended by a failed append is sealed, too, once that append has
+// returned: behind the end may lie whatever the append wrote after all, from
+// buffers that were used for something else by then.
 func (s *segment) writeSeal() error {
 	at := s.end
 	b := s.appendNote(nil, frameHeader{kind: KindSeal, disk: noDisk}, s.touched)
