@@ -226,7 +226,7 @@ func TestManyRequests(t *testing.T) {
 
 // TestManyConnections serves 2,000 clients at once, most of them idle.
 func TestManyConnections(t *testing.T) {
-	_, socket := testServer(t)
+	s, socket := testServer(t)
 	n := 2000
 	if raceEnabled {
 		n = 500
@@ -240,6 +240,17 @@ func TestManyConnections(t *testing.T) {
 	}
 	for i, nc := range conns {
 		wantReply(t, nc, uint64(i), wireOK)
+	}
+	until(t, "idle connections hold no buffers", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		var held int64
+		for c := range s.watched {
+			held += c.inflight.Load()
+		}
+		return held == 0
+	})
+	for _, nc := range conns {
 		nc.Close()
 	}
 }
