@@ -43,9 +43,12 @@ func (s *BlockSet) Add(disk DiskID, off, length int64) {
 		n := min(last-b+1, pageBits-i)
 		switch {
 		case n == pageBits:
-			d.pages[b/pageBits] = &fullPage
-		case page != &fullPage:
-			setBits(page, i, n)
+			*page = &fullPage
+		case *page == nil:
+			*page = new([pageWords]uint64)
+			fallthrough
+		case *page != &fullPage:
+			setBits(*page, i, n)
 		}
 		b += n
 	}
@@ -81,14 +84,11 @@ func (s *BlockSet) disk(id DiskID) *diskBlocks {
 	return &s.disks[len(s.disks)-1]
 }
 
-func (d *diskBlocks) page(n int64) *[pageWords]uint64 {
+func (d *diskBlocks) page(n int64) **[pageWords]uint64 {
 	for int64(len(d.pages)) <= n {
 		d.pages = append(d.pages, nil)
 	}
-	if d.pages[n] == nil {
-		d.pages[n] = new([pageWords]uint64)
-	}
-	return d.pages[n]
+	return &d.pages[n]
 }
 
 // Has reports whether the set holds the block at byte off of the disk.
@@ -112,7 +112,11 @@ func (s *BlockSet) Bytes() int64 {
 	n := 0
 	for i := range s.disks {
 		for _, p := range s.disks[i].pages {
-			if p != nil {
+			switch p {
+			case nil:
+			case &fullPage:
+				n += pageBits
+			default:
 				for _, w := range p {
 					n += bits.OnesCount64(w)
 				}
@@ -171,6 +175,10 @@ func (d *diskBlocks) runs(visit func(first, n int64)) {
 	}
 	for pi, p := range d.pages {
 		if p == nil {
+			continue
+		}
+		if p == &fullPage {
+			add(int64(pi)*pageBits, pageBits)
 			continue
 		}
 		for wi, w := range p {

@@ -24,12 +24,27 @@ func (r *regions) add(off, length int64) {
 	if length <= 0 {
 		return
 	}
-	for g := off / regionBytes; g <= (off+length-1)/regionBytes; g++ {
-		for int64(len(r.bits)) <= g/64 {
-			r.bits = append(r.bits, 0)
-		}
-		r.bits[g/64] |= 1 << (g % 64)
+	first, last := off/regionBytes, (off+length-1)/regionBytes
+	if n := int(last/64) + 1 - len(r.bits); n > 0 {
+		r.bits = append(r.bits, make([]uint64, n)...)
 	}
+	for g := first; g <= last; {
+		n := min(last-g+1, 64-g%64)
+		r.bits[g/64] |= (^uint64(0) >> (64 - n)) << (g % 64)
+		g += n
+	}
+}
+
+// any reports whether a region of the set lies in [lo, hi), which windows gave.
+func (r *regions) any(lo, hi int64) bool {
+	for g := lo / regionBytes; g*regionBytes < hi && g/64 < int64(len(r.bits)); {
+		w := r.bits[g/64] >> (g % 64)
+		if w != 0 {
+			return (g+int64(bits.TrailingZeros64(w)))*regionBytes < hi
+		}
+		g += 64 - g%64
+	}
+	return false
 }
 
 func (r *regions) addAll(o *regions) {
@@ -75,16 +90,27 @@ type coverage struct {
 	page   *[regionWords]uint64
 }
 
+// fullRegion stands for every page that was filled at once, and is never
+// written: zeroing a large disk is one frame, and must not take long here.
+var fullRegion = func() (p [regionWords]uint64) {
+	for i := range p {
+		p[i] = ^uint64(0)
+	}
+	return p
+}()
+
 // reset empties the set for a window.
 func (c *coverage) reset(lo, hi int64) {
 	if c.pages == nil {
 		c.pages = make(map[int64]*[regionWords]uint64)
 	}
-	for g, p := range c.pages {
-		*p = [regionWords]uint64{}
-		c.free = append(c.free, p)
-		delete(c.pages, g)
+	for _, p := range c.pages {
+		if p != &fullRegion {
+			*p = [regionWords]uint64{}
+			c.free = append(c.free, p)
+		}
 	}
+	clear(c.pages)
 	c.lo, c.hi, c.page = lo, hi, nil
 }
 
@@ -116,7 +142,21 @@ func (c *coverage) take(off, length int64, runs []span) []span {
 	for lo < hi {
 		g := lo / regionBytes
 		end := min(hi, (g+1)*regionBytes)
+		if end-lo == regionBytes && c.pages[g] == nil {
+			c.pages[g] = &fullRegion
+			if m := len(runs); m > first && runs[m-1].off+runs[m-1].len == lo {
+				runs[m-1].len += regionBytes
+			} else {
+				runs = append(runs, span{lo, regionBytes})
+			}
+			lo = end
+			continue
+		}
 		p := c.region(g)
+		if p == &fullRegion {
+			lo = end
+			continue
+		}
 		base := g * regionBytes
 		at, to := (lo-base)/sectorBytes, (end-base)/sectorBytes
 		for at < to {

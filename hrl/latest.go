@@ -63,7 +63,7 @@ func (r *Segments) Latest(disk string, visit func(*Version) error) (LatestStats,
 // latestOf does one segment for one window.
 func (r *Segments) latestOf(s *Segment, disk string, c *coverage, stats *LatestStats, visit func(*Version) error) error {
 	id, ok := s.Disk(disk)
-	if !ok {
+	if !ok || !s.regions[id].any(c.lo, c.hi) {
 		return nil
 	}
 	size := s.Disks[id].Size
