@@ -198,6 +198,13 @@ func (k *keeper) reclaim() (*segment, error) {
 		if s == nil || err != nil {
 			return nil, err
 		}
+		if s.f != nil {
+			// Rolled a moment ago. Its seal must be written before it is
+			// used anew, not into its next use.
+			k.seal()
+			k.clearBroken()
+			continue
+		}
 		spare, err := k.reuse(s)
 		if spare != nil || err != nil {
 			return spare, err
@@ -205,7 +212,8 @@ func (k *keeper) reclaim() (*segment, error) {
 	}
 }
 
-// reclaimable takes the oldest segment out of the log if the quota asks for it.
+// reclaimable takes the oldest segment out of the log if the quota asks for it,
+// but leaves it there if it is not closed yet.
 func (k *keeper) reclaimable() (*segment, error) {
 	l := k.l
 	l.mu.Lock()
@@ -230,6 +238,9 @@ func (k *keeper) reclaimable() (*segment, error) {
 	if s.unfinished.Load() > 0 || s.outstanding > 0 {
 		return nil, fmt.Errorf("the log is at its quota and segment %s is still needed", s.path)
 	}
+	if s.f != nil {
+		return s, nil
+	}
 	n := copy(l.sealed, l.sealed[1:])
 	l.sealed[n] = nil
 	l.sealed = l.sealed[:n]
@@ -247,13 +258,10 @@ func (k *keeper) reuse(s *segment) (*segment, error) {
 	touched := s.touchedSet(l.fs, disks)
 	l.opt.Reclaimed(touched)
 
-	f, err := s.f, error(nil)
-	if f == nil {
-		f, err = l.fs.Edit(s.path)
-	}
+	f, err := l.fs.Edit(s.path)
 	var size int64
 	if err == nil {
-		if size, err = f.Size(); err != nil && s.f == nil {
+		if size, err = f.Size(); err != nil {
 			f.Close()
 		}
 	}
@@ -321,6 +329,9 @@ func (k *keeper) spare() error {
 		if enough || wait {
 			return err
 		}
+		// A spare may take long: seals must not wait for all of them.
+		k.seal()
+		k.writeBehind()
 		s, err := k.reclaim()
 		if s == nil && err == nil {
 			s, err = k.make()

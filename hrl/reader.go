@@ -53,8 +53,8 @@ type Disk struct {
 	Size int64 // bytes, at the segment's end
 }
 
-// A Frame is one frame of a segment. Its slices are valid only until the
-// visitor that was given it returns.
+// A Frame is one frame of a segment. It and its payload are valid only until
+// the visitor that was given it returns.
 type Frame struct {
 	Kind    Kind
 	Disk    DiskID // meaningful within its segment; see Segment.Disks
@@ -242,7 +242,8 @@ const (
 type window struct {
 	r      *Segments
 	s      *Segment
-	off, n int64 // what r.buf holds
+	off, n int64       // what r.buf holds
+	h      frameHeader // of the last frame read; here so that it need not be allocated
 }
 
 // load sees to it that [off, off+n) is in memory and returns it. With down set
@@ -272,8 +273,8 @@ func (w *window) load(off, n int64, down bool) ([]byte, error) {
 
 // frame reads and checks the frame at off; the payload only if want is nil or
 // says so for the header.
-func (w *window) frame(off, limit int64, down bool, want func(*frameHeader) bool) (frameHeader, []byte, error) {
-	var h frameHeader
+func (w *window) frame(off, limit int64, down bool, want func(*frameHeader) bool) (*frameHeader, []byte, error) {
+	h := &w.h
 	if off+frameBytes > limit {
 		return h, nil, io.ErrUnexpectedEOF
 	}
@@ -287,7 +288,7 @@ func (w *window) frame(off, limit int64, down bool, want func(*frameHeader) bool
 	if h.span() > limit-off {
 		return h, nil, fmt.Errorf("frame header: a %s frame of %d bytes does not fit", h.kind, h.span())
 	}
-	if want != nil && !want(&h) {
+	if want != nil && !want(h) {
 		return h, nil, nil
 	}
 	b, err = w.load(off, h.span(), down)
@@ -320,7 +321,7 @@ func (r *Segments) scan(s *Segment) error {
 	for off < limit {
 		h, p, err := w.frame(off, limit, false, nil)
 		if err == nil {
-			err = s.accept(&h, p)
+			err = s.accept(h, p)
 		}
 		if err != nil {
 			if sealed || r.moreFrames(s, off+frameAlign, limit) {
@@ -461,12 +462,14 @@ func (r *Segments) moreFrames(s *Segment, off, limit int64) bool {
 // Each calls visit for the segment's frames in order, until it returns an error.
 func (r *Segments) Each(s *Segment, visit func(*Frame) error) error {
 	w := window{r: r, s: s}
+	var f Frame
 	for off := int64(headerBytes); off < s.End; {
 		h, p, err := w.frame(off, s.End, false, nil)
 		if err != nil {
 			return &CorruptError{s.Path, off, err}
 		}
-		if err := visit(&Frame{h.kind, h.disk, h.seq, h.off, h.len, p, off, s}); err != nil {
+		f = Frame{h.kind, h.disk, h.seq, h.off, h.len, p, off, s}
+		if err := visit(&f); err != nil {
 			return err
 		}
 		off += h.span()
