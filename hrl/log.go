@@ -108,6 +108,7 @@ type Log struct {
 	metaFile File
 	meta     meta // changed by Open and Close alone
 	recovery Recovery
+	known    []Disk // that earlier incarnations logged
 
 	keeper keeper
 
@@ -276,6 +277,7 @@ func (l *Log) adopt() error {
 		return err
 	}
 	l.ordinal = max(1, l.meta.ordinal)
+	l.known = a.Disks()
 	for _, s := range a.Segments {
 		if s.Damage != nil && errors.Is(s.Damage, ErrVersion) {
 			return s.Damage
@@ -354,6 +356,10 @@ func (l *Log) AddDisk(name string, size int64) (DiskID, error) {
 	l.disks = append(l.disks, diskState{name, size})
 	return DiskID(len(l.disks) - 1), nil
 }
+
+// Known returns the disks that earlier incarnations logged and segments still
+// name, with the sizes they had.
+func (l *Log) Known() []Disk { return l.known }
 
 // Recovered says that the recovery has read what it needs of the earlier
 // incarnations: from now on their segments may be reclaimed.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,10 +13,12 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"afterimage/blockdev"
 	"afterimage/blockdev/nbd"
+	"afterimage/hrl"
+	"afterimage/internal/shim"
 )
 
 // serveOptions are the flags of serve.
@@ -26,6 +29,9 @@ type serveOptions struct {
 	export      string // meaningful if exportSet
 	exportSet   bool
 	pidfile     string
+	log         string // directory
+	logQuota    string // SIZE
+	reopen      bool
 	connections int
 }
 
@@ -53,6 +59,7 @@ The image is locked as QEMU does it, so that QEMU and this command never write i
 at once. SIGTERM and an interrupt finish what has begun, make the disk durable and
 end; a second one kills. SIGUSR1 prints statistics to stderr.`,
 		Example: `  afterimage serve vm1.raw -U /run/vm1.sock
+  afterimage serve vm1.raw -U /run/vm1.sock --log /var/lib/vm1.log
   qemu-system-x86_64 -drive file='nbd+unix:///vm1?socket=/run/vm1.sock',format=raw,if=virtio`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -67,6 +74,9 @@ end; a second one kills. SIGUSR1 prints statistics to stderr.`,
 	f.BoolVar(&o.disk.readOnly, "read-only", false, "refuse every change")
 	f.StringVar(&o.pidfile, "pidfile", "", "write the process id to `FILE` once the disk can be opened")
 	f.IntVar(&o.connections, "connections", 64, "serve at most `N` connections at a time")
+	f.StringVar(&o.log, "log", "", "tee every change into the replica log in `DIR`")
+	f.StringVar(&o.logQuota, "log-quota", "", "let the log have at most `SIZE`; beyond it the oldest is given up and becomes a gap (default: no limit, nothing is ever given up)")
+	f.BoolVar(&o.reopen, "reopen", false, "the operator's word that a disk of which a sync failed may be used again")
 	formatFlag(cmd, &o.disk)
 	return cmd
 }
@@ -83,20 +93,20 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 	defer stop()
 	defer context.AfterFunc(ctx, stop)() // the second signal kills
 
-	disk, err := openServed(ctx, image, o.disk)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, disk.close()) }()
-
-	srv := &nbd.Server{Log: slog.New(slog.NewTextHandler(a.stderr, nil))}
 	name := exportName(image)
 	if o.exportSet {
 		name = o.export
 	}
-	exports := []nbd.Export{{Name: name, Queue: disk.queue}}
+	disk, err := a.openServed(ctx, image, name, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disk.Close()) }()
+
+	srv := &nbd.Server{Log: slog.New(slog.NewTextHandler(a.stderr, nil))}
+	exports := []nbd.Export{{Name: name, Queue: disk}}
 	if name != "" {
-		exports = append(exports, nbd.Export{Queue: disk.queue, Unlisted: true})
+		exports = append(exports, nbd.Export{Queue: disk, Unlisted: true})
 	}
 	for _, e := range exports {
 		if err := srv.Add(e); err != nil {
@@ -109,7 +119,7 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 		return err
 	}
 	limit := &limiter{max: o.connections, log: srv.Log}
-	defer a.onUSR1(limit)()
+	defer a.onUSR1(limit, disk)()
 	if o.pidfile != "" {
 		if err := writePidfile(o.pidfile); err != nil {
 			closeAll(listeners)
@@ -140,9 +150,9 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 }
 
 // announce prints where the disk can be opened.
-func (a *app) announce(listeners []listener, name string, disk *served) error {
+func (a *app) announce(listeners []listener, name string, disk *shim.Disk) error {
 	for _, ln := range listeners {
-		s := serving{ln.uri(name), name, disk.queue.Size(), disk.queue.Info().ReadOnly}
+		s := serving{ln.uri(name), name, disk.Size(), disk.Info().ReadOnly}
 		var err error
 		if a.json {
 			err = a.printJSON(s)
@@ -156,34 +166,56 @@ func (a *app) announce(listeners []listener, name string, disk *served) error {
 	return nil
 }
 
-// served is an image with what stands between it and its clients.
-type served struct {
-	dev   blockdev.Device
-	queue blockdev.Queue
-}
-
-// workers bounds how many requests wait for the disk at once.
-const workers = 32
-
-func openServed(ctx context.Context, image string, o diskOptions) (*served, error) {
-	dev, err := openDisk(ctx, image, o)
+// openServed opens an image with what stands between it and its clients.
+func (a *app) openServed(ctx context.Context, image, name string, o serveOptions) (*shim.Disk, error) {
+	so := shim.Options{
+		Name: name, LogDir: o.log, Reopen: o.reopen,
+		Warn: slog.New(slog.NewTextHandler(a.stderr, nil)),
+	}
+	if so.Name == "" {
+		so.Name = "disk"
+	}
+	if o.logQuota != "" {
+		quota, err := parseSize(o.logQuota)
+		if err != nil {
+			return nil, usagef("--log-quota %s: %v", o.logQuota, err)
+		}
+		if quota < minLogQuota {
+			return nil, usagef("--log-quota %s: at least %s are needed", o.logQuota, humanize.IBytes(minLogQuota))
+		}
+		so.LogQuota = quota
+	}
+	switch {
+	case o.log == "" && o.logQuota != "":
+		return nil, usagef("--log-quota bounds a log: name its directory with --log")
+	case o.log != "" && o.disk.readOnly:
+		return nil, usagef("--log and --read-only: a disk that nobody changes has nothing to log")
+	}
+	if !uriForm.MatchString(image) {
+		so.Image = image
+	}
+	dev, err := openDisk(ctx, image, o.disk)
 	if err != nil {
 		return nil, err
 	}
-	return &served{dev, blockdev.NewPool(dev, workers)}, nil
+	p := a.startProgress("compared with the log", 0)
+	defer p.finish()
+	so.Progress = p.add
+	disk, err := shim.Open(ctx, dev, so)
+	switch {
+	case errors.Is(err, shim.ErrOtherDisk):
+		return nil, withHint(withStatus(err, statusRefused), "give each disk a log directory of its own, or the export the name it has in this log (--export)")
+	case errors.Is(err, hrl.ErrLocked):
+		return nil, withHint(fmt.Errorf("--log: %w", err), "another afterimage logs there: end it, or name another directory")
+	case err != nil && o.log != "":
+		return nil, fmt.Errorf("--log: %w", err)
+	}
+	return disk, err
 }
 
-// close finishes what was submitted, makes the disk durable and lets it go.
-func (s *served) close() error {
-	s.queue.Drain()
-	var err error
-	if !s.dev.Info().ReadOnly {
-		if err = blockdev.Flush(s.dev); err != nil {
-			err = fmt.Errorf("make %s durable: %w", s.dev.Info().Name, err)
-		}
-	}
-	return errors.Join(err, s.dev.Close())
-}
+// minLogQuota is the least that a log can do with: five segments of the
+// smallest size, one in use, two ready, two not yet given up.
+const minLogQuota = 40 << 20
 
 // exportName is the default name of the export of an image: its base name
 // without the extension.
@@ -199,7 +231,7 @@ func exportName(image string) string {
 }
 
 // onUSR1 prints statistics whenever SIGUSR1 comes, until stopped.
-func (a *app) onUSR1(l *limiter) (stop func()) {
+func (a *app) onUSR1(l *limiter, d *shim.Disk) (stop func()) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGUSR1)
 	done := make(chan struct{})
@@ -207,6 +239,9 @@ func (a *app) onUSR1(l *limiter) (stop func()) {
 		defer close(done)
 		for range c {
 			fmt.Fprintln(a.stderr, l)
+			if b, err := json.Marshal(d.Stats()); err == nil {
+				fmt.Fprintf(a.stderr, "%s\n", b)
+			}
 		}
 	}()
 	return func() {
