@@ -3,6 +3,8 @@ package hrl
 import (
 	"errors"
 	"sync"
+	"testing"
+	"time"
 )
 
 // faultFS is the host's file system with faults a real one cannot produce on
@@ -18,6 +20,9 @@ type faultFS struct {
 	short   bool          // a failing write first writes half
 	hang    chan struct{} // appends wait until it is closed
 	hanging int           // appends that wait
+	// before, if set, is called before files are made and allocated, and its
+	// error is theirs. It may wait.
+	before func(op string) error
 }
 
 var errInjected = errors.New("injected failure")
@@ -33,6 +38,36 @@ func (f *faultFS) op() error {
 		return f.err
 	}
 	return nil
+}
+
+func (f *faultFS) call(op string) error {
+	f.mu.Lock()
+	before := f.before
+	f.mu.Unlock()
+	if before == nil {
+		return nil
+	}
+	return before(op)
+}
+
+// waitHanging waits until an append hangs.
+func (f *faultFS) waitHanging(t testing.TB) {
+	t.Helper()
+	eventually(t, "an append hangs", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.hanging > 0
+	})
+}
+
+// eventually waits until ok is true.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
 }
 
 func (f *faultFS) set(change func()) {
@@ -67,7 +102,12 @@ func (f *faultFS) file(g File, err error) (File, error) {
 }
 
 func (f *faultFS) Open(path string) (File, error)   { return f.file(f.FS.Open(path)) }
-func (f *faultFS) Create(path string) (File, error) { return f.file(f.FS.Create(path)) }
+func (f *faultFS) Create(path string) (File, error) {
+	if err := f.call("create"); err != nil {
+		return nil, err
+	}
+	return f.file(f.FS.Create(path))
+}
 func (f *faultFS) Edit(path string) (File, error)   { return f.file(f.FS.Edit(path)) }
 
 func (f *faultFS) Rename(from, to string) error {
@@ -132,6 +172,9 @@ func (f *faultFile) Sync() error {
 }
 
 func (f *faultFile) Allocate(size int64) error {
+	if err := f.f.call("allocate"); err != nil {
+		return err
+	}
 	if err := f.f.op(); err != nil {
 		return err
 	}

@@ -431,15 +431,7 @@ func TestHungAppend(t *testing.T) {
 	lead.Add(Entry{Kind: KindWrite, Disk: h.disk, Off: 0, Len: 4096, Data: old})
 	follow.Add(Entry{Kind: KindWrite, Disk: h.disk, Off: 1 << 20, Len: 4096, Data: old})
 	go func() { returned <- l.Append(lead) }()
-	for {
-		fsys.mu.Lock()
-		n := fsys.hanging
-		fsys.mu.Unlock()
-		if n > 0 {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	fsys.waitHanging(t)
 	// It waits behind the one that hangs, then leads into a log that has just failed.
 	if err := l.Append(follow); err == nil {
 		t.Fatal("an append behind a hung one succeeded")
@@ -494,10 +486,26 @@ func TestQuota(t *testing.T) {
 		given.AddSet(s)
 		mu.Unlock()
 	}})
+	data, err := l.AddDisk("data", 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
 	h := newHistory(t, l, 8)
-	for range 1500 {
+	// A gap must outlive its segment.
+	h.g.Reset()
+	h.g.Add(GapEntry(data, 5*BlockBytes, 1))
+	if err := l.Append(h.g); err != nil {
+		t.Fatal(err)
+	}
+	l.Finished(h.g)
+	for i := range 1500 {
 		if err := h.step(); err != nil {
 			t.Fatal(err)
+		}
+		if i%30 == 0 { // the cuts' sections are part of what a segment touched
+			if _, err := l.Cut(CutCrash); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	if l.Stats().Reclaimed == 0 {
@@ -510,18 +518,29 @@ func TestQuota(t *testing.T) {
 	if len(files) > 6 {
 		t.Fatalf("%d segments at a quota of 6", len(files))
 	}
-	got, err := replayed(t, dir)
+	r, err := OpenSegments(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
 	var inc *IncompleteError
+	_, err = r.Replay("data", blockdev.NewMem(1<<30), nil)
+	if !errors.As(err, &inc) || inc.Bytes != BlockBytes || inc.Extents[0].Off != 5*BlockBytes || !given.Has(data, 5*BlockBytes) {
+		t.Fatalf("the gap was forgotten with its segment: %v", err)
+	}
+	inc = nil
+	got, err := replayed(t, dir)
 	if err != nil && !errors.As(err, &inc) {
 		t.Fatal(err)
 	}
 	for off := 0; off < testDisk; off += sectorBytes {
 		if !bytes.Equal(got[off:off+sectorBytes], h.model[off:off+sectorBytes]) {
-			if !given.Has(0, int64(off)) {
+			if !given.Has(h.disk, int64(off)) {
 				t.Fatalf("byte %d differs and no gap says so", off)
 			}
 			named := false
-			for _, e := range inc.Extents {
+			for i := 0; inc != nil && i < len(inc.Extents); i++ {
+				e := inc.Extents[i]
 				named = named || e.Off <= int64(off) && int64(off) < e.End()
 			}
 			if !named {

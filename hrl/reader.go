@@ -113,6 +113,40 @@ func (r *Segments) open(paths []string) error {
 		}
 	}
 	r.sort()
+	return r.catchUp()
+}
+
+// catchUp looks again at what a daemon has changed since it was read: a tail
+// that has been sealed meanwhile, of which but a part was seen, and a spare that
+// has become a segment. Without that, segments read later would not be the
+// continuation of those read before.
+func (r *Segments) catchUp() error {
+	if r.headers || len(r.Segments) == 0 {
+		return nil
+	}
+	unused := r.unused
+	r.unused = nil
+	for _, p := range unused {
+		if err := r.add(p, false); err != nil {
+			return err
+		}
+	}
+	r.sort()
+	for i, s := range r.Segments[:len(r.Segments)-1] {
+		next := r.Segments[i+1]
+		if s.Damage != nil || s.Sealed || next.Incarnation != s.Incarnation || next.AfterLoss || next.First == s.Last+1 {
+			continue
+		}
+		again := &Segment{Path: s.Path, f: s.f}
+		if again.readHeader() != nil {
+			continue
+		}
+		again, err := r.scanLive(again)
+		if err != nil {
+			return err
+		}
+		r.Segments[i] = again
+	}
 	return nil
 }
 
