@@ -101,14 +101,14 @@ func (f *faultFS) file(g File, err error) (File, error) {
 	return &faultFile{g, f}, nil
 }
 
-func (f *faultFS) Open(path string) (File, error)   { return f.file(f.FS.Open(path)) }
+func (f *faultFS) Open(path string) (File, error) { return f.file(f.FS.Open(path)) }
 func (f *faultFS) Create(path string) (File, error) {
 	if err := f.call("create"); err != nil {
 		return nil, err
 	}
 	return f.file(f.FS.Create(path))
 }
-func (f *faultFS) Edit(path string) (File, error)   { return f.file(f.FS.Edit(path)) }
+func (f *faultFS) Edit(path string) (File, error) { return f.file(f.FS.Edit(path)) }
 
 func (f *faultFS) Rename(from, to string) error {
 	if err := f.op(); err != nil {

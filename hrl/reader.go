@@ -210,10 +210,9 @@ func (r *Segments) otherLog(s *Segment) string {
 
 // scanTries and scanPause are for a segment that a daemon is just writing, or
 // using anew, so that a moment later nothing is wrong with it any more.
-const (
-	scanTries = 3
-	scanPause = 2 * time.Millisecond
-)
+const scanTries = 3
+
+var scanPause = 2 * time.Millisecond // a variable so that fuzzing need not wait
 
 // scanLive scans the segment, and again if it looks damaged but may only be alive.
 func (r *Segments) scanLive(s *Segment) (*Segment, error) {

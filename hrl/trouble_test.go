@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 // write appends one write of the disk's first bytes.
@@ -471,15 +472,13 @@ func TestOddSegments(t *testing.T) {
 // TestRootFullDisk: on a file system that is really full, appends become gaps,
 // and when there is room again the log says which.
 func TestRootFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("needs root, to mount a small tmpfs")
-	}
+	testenv.NeedRoot(t)
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=14m"); err != nil {
 		t.Fatal(err)
 	}
 	defer syscall.Unmount(dir, 0)
-	ballast := filepath.Join(dir, "ballast")
+
 	l, _ := openTest(t, filepath.Join(dir, "log"), Options{})
 	h := newHistory(t, l, 1)
 	var err error
@@ -487,7 +486,7 @@ func TestRootFullDisk(t *testing.T) {
 		err = h.write(0, PayloadMax, byte(i))
 	}
 	if !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("%s: %v", ballast, err)
+		t.Fatalf("on a full disk: %v", err)
 	}
 	if err := l.Close(); err == nil {
 		t.Fatal("closed cleanly though it lacks changes")
