@@ -30,7 +30,7 @@ type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	stdout *bufio.Reader
-	stderr bytes.Buffer // to be read after end
+	stderr syncBuffer
 }
 
 // start runs afterimage, which is killed with the test at the latest.
