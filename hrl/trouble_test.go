@@ -560,3 +560,75 @@ func TestLiveReading(t *testing.T) {
 	l.Close()
 	checkReplay(t, dir, h.model)
 }
+
+// TestUnfinishedIsKept: a segment is not used anew while a write logged in it
+// has not ended on the disk, and every use draws another salt.
+func TestUnfinishedIsKept(t *testing.T) {
+	l, _ := openTest(t, tempDir(t), Options{Quota: 5 * minSegmentBytes, Reclaimed: func(*BlockSet) {}})
+	defer l.Abort()
+	h := newHistory(t, l, 1)
+	open := NewGroup()
+	open.Add(Entry{Kind: KindZero, Disk: h.disk, Len: 512})
+	if err := l.Append(open); err != nil {
+		t.Fatal(err)
+	}
+	first := l.tail.path
+	n := 0
+	for h.write(0, PayloadMax, 1) == nil {
+		if n++; n > 100 {
+			t.Fatal("the segment of an unfinished write was used anew")
+		}
+	}
+	if l.Stats().Reclaimed != 0 {
+		t.Fatal("reclaimed")
+	}
+	l.Finished(open)
+	salts := map[[16]byte]bool{}
+	again := false
+	for range 60 {
+		h.writeUntilGood(0, PayloadMax, 1)
+		l.mu.Lock()
+		if s := l.tail; s.end < 2<<20 { // just begun
+			if salts[s.head.salt] {
+				t.Error("a salt was used twice")
+			}
+			salts[s.head.salt] = true
+			again = again || s.path == first
+		}
+		l.mu.Unlock()
+	}
+	if !again || len(salts) < 10 {
+		t.Fatalf("%d segments begun, the first one again: %v", len(salts), again)
+	}
+}
+
+// TestCutSplitsSection: what is appended in one call with a cut, behind it,
+// belongs to the next epoch.
+func TestCutSplitsSection(t *testing.T) {
+	l, _ := openTest(t, tempDir(t), Options{})
+	defer l.Close()
+	h := newHistory(t, l, 1)
+	if err := h.write(0, 512, 1); err != nil {
+		t.Fatal(err)
+	}
+	var p [cutPayloadBytes]byte
+	(&cutPayload{epoch: 1, kind: CutCrash}).encode(&p)
+	g := NewGroup()
+	g.Add(Entry{Kind: KindCut, Disk: noDisk, Data: p[:]})
+	g.Add(Entry{Kind: KindZero, Disk: h.disk, Off: 9 * BlockBytes, Len: 512})
+	if err := l.append(g); err != nil {
+		t.Fatal(err)
+	}
+	l.Finished(g)
+	if set := &g.section.set; !set.Has(h.disk, 0) || set.Has(h.disk, 9*BlockBytes) {
+		t.Fatal("the section does not end with the cut")
+	}
+	l.note(g.section)
+	info, err := l.Cut(CutCrash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Touched.Has(h.disk, 0) || !info.Touched.Has(h.disk, 9*BlockBytes) {
+		t.Fatal("the next epoch does not begin with the cut")
+	}
+}
