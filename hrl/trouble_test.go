@@ -632,3 +632,38 @@ func TestCutSplitsSection(t *testing.T) {
 		t.Fatal("the next epoch does not begin with the cut")
 	}
 }
+
+// openHook calls before when a file is about to be opened for reading.
+type openHook struct {
+	FS
+	before func(path string)
+}
+
+func (o openHook) Open(path string) (File, error) {
+	o.before(path)
+	return o.FS.Open(path)
+}
+
+// TestRollWhileReading: the tail rolls after a reader has read it and before
+// the reader comes to the next segment.
+func TestRollWhileReading(t *testing.T) {
+	dir := tempDir(t)
+	l, _ := openTest(t, dir, Options{Spares: 1})
+	defer l.Close()
+	h := newHistory(t, l, 1)
+	h.steps(1)
+	first := l.tail.path
+	eventually(t, "there is a spare", func() bool { return l.Stats().Spares > 0 })
+	r, err := openSegments(openHook{OS, func(path string) {
+		for path > first && l.tail.path == first {
+			h.steps(1)
+		}
+	}}, []string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if f := r.Verify(); len(f) > 0 || len(r.Segments) != 2 || r.Segments[0].Last+1 != r.Segments[1].First {
+		t.Fatalf("%d segments, findings %v", len(r.Segments), f)
+	}
+}
