@@ -66,8 +66,9 @@ func (e *OpenError) Hint() string { return e.hint }
 // OpenFile opens a raw image, which is a file or a block device. Its errors are
 // of type *OpenError and wrap ErrInUse where another process has it open,
 // ErrAlignment where its size is no disk's, a *FormatError where it holds
-// another format, and otherwise what the system says (fs.ErrNotExist,
-// fs.ErrPermission, syscall.EISDIR).
+// another format, ErrFileType where it is neither file nor block device, and
+// otherwise what the system says (fs.ErrNotExist, fs.ErrPermission,
+// syscall.EISDIR). Opening changes nothing of the image, not even its times.
 func OpenFile(path string, o FileOptions) (*File, error) {
 	f, err := openFile(path, o)
 	if err == nil {
@@ -86,7 +87,7 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 		oe.hint = "check the path; `afterimage disk create PATH SIZE` makes a new disk"
 	case errors.Is(err, unix.EISDIR):
 		oe.hint = "name an image file or a block device in it"
-	case errors.Is(err, errFileType):
+	case errors.Is(err, ErrFileType):
 		oe.hint = "name an image file or a block device"
 	case errors.Is(err, unix.EROFS) && !o.ReadOnly, errors.Is(err, fs.ErrPermission) && !o.ReadOnly:
 		oe.hint = "check its owner and mode, or open it read-only"
@@ -94,7 +95,9 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 	return nil, oe
 }
 
-var errFileType = errors.New("neither a file nor a block device")
+// ErrFileType is wrapped by the refusal of what cannot be a disk: a FIFO, a
+// socket, a character device.
+var ErrFileType = errors.New("neither a file nor a block device")
 
 func openFile(path string, o FileOptions) (*File, error) {
 	if o.Share && !o.ReadOnly {
@@ -151,7 +154,7 @@ func checkKind(kind uint32) error {
 	case unix.S_IFDIR:
 		return unix.EISDIR
 	}
-	return errFileType
+	return ErrFileType
 }
 
 // setUp locks the open file and finds out what it can do.
@@ -162,7 +165,7 @@ func (f *File) setUp(kind uint32, o FileOptions) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != kind {
-		return fmt.Errorf("became another kind of file while it was opened: %w", errFileType)
+		return fmt.Errorf("became another kind of file while it was opened: %w", ErrFileType)
 	}
 	if !o.NoLock {
 		if err := lockImage(fd, o); err != nil {
@@ -186,6 +189,17 @@ func (f *File) setUp(kind uint32, o FileOptions) error {
 			return err
 		}
 	}
+	// Before anything is said of the size: other formats have sizes that no
+	// disk has, and whoever enlarges such an image to fit spoils it.
+	if !o.Raw {
+		format, err := Probe(fdReader{fd, f.info.BlockSize}, size)
+		if err != nil {
+			return fmt.Errorf("look for another image format: %w", err)
+		}
+		if format != "" {
+			return &FormatError{Path: f.info.Name, Format: format}
+		}
+	}
 	if unit := max(f.info.BlockSize, SectorSize); size%unit != 0 {
 		return &sizeError{size, unit}
 	}
@@ -195,35 +209,23 @@ func (f *File) setUp(kind uint32, o FileOptions) error {
 	if !f.block {
 		f.setUpRegular()
 	}
-	if !o.Raw {
-		format, err := Probe(readerAt{f}, size)
-		if err != nil {
-			return fmt.Errorf("look for another image format: %w", err)
-		}
-		if format != "" {
-			return &FormatError{Path: f.info.Name, Format: format}
-		}
-	}
 	return nil
 }
 
 // setUpRegular finds out what the file system can do.
 func (f *File) setUpRegular() {
 	var fsi unix.Statfs_t
-	if unix.Fstatfs(f.handle.fd, &fsi) == nil {
-		switch uint32(fsi.Type) { // signed on 32-bit machines
-		case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
-			f.volatile = true
-		}
-	}
-	if f.info.ReadOnly {
+	if unix.Fstatfs(f.handle.fd, &fsi) != nil {
 		return
 	}
-	// A hole past the end of the file changes nothing, and tells.
-	err := fallocate(f.handle.fd, punchHole, (f.size.Load()+memPage-1)/memPage*memPage, memPage)
-	f.noPunch.Store(err != nil)
-	f.info.CheapZero = err == nil
-	f.info.CheapTrim = err == nil
+	kind := uint32(fsi.Type) // signed on 32-bit machines
+	switch kind {
+	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
+		f.volatile = true
+	}
+	cheap := !f.info.ReadOnly && punches(kind)
+	f.info.CheapZero = cheap
+	f.info.CheapTrim = cheap
 }
 
 // askAlignment asks the kernel what O_DIRECT needs here.

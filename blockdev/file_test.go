@@ -2,7 +2,9 @@ package blockdev_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -24,7 +26,10 @@ func TestOpenFileRefuses(t *testing.T) {
 	odd := filepath.Join(dir, "odd")
 	fifo := filepath.Join(dir, "fifo")
 	qcow2 := filepath.Join(dir, "disk.qcow2")
-	for path, content := range map[string]string{odd: strings.Repeat("x", 1000), qcow2: "QFI\xfb\x00\x00\x00\x03" + strings.Repeat("\x00", 504)} {
+	fresh := filepath.Join(dir, "fresh.qcow2")
+	for path, content := range map[string]string{odd: strings.Repeat("x", 1000), qcow2: "QFI\xfb\x00\x00\x00\x03" + strings.Repeat("\x00", 504),
+		// As qemu-img leaves it: no multiple of 512.
+		fresh: "QFI\xfb\x00\x00\x00\x03" + strings.Repeat("\x00", 196608)} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -42,12 +47,14 @@ func TestOpenFileRefuses(t *testing.T) {
 		{"directory", dir, blockdev.FileOptions{}, syscall.EISDIR, "image file"},
 		{"directory, read-only", dir, blockdev.FileOptions{ReadOnly: true}, syscall.EISDIR, "image file"},
 		{"odd size", odd, blockdev.FileOptions{}, blockdev.ErrAlignment, "truncate"},
-		{"FIFO", fifo, blockdev.FileOptions{}, nil, "block device"},
-		{"character device", "/dev/null", blockdev.FileOptions{}, nil, "block device"},
+		{"FIFO", fifo, blockdev.FileOptions{}, blockdev.ErrFileType, "block device"},
+		{"character device", "/dev/null", blockdev.FileOptions{}, blockdev.ErrFileType, "block device"},
 		{"qcow2", qcow2, blockdev.FileOptions{}, blockdev.ErrNotSupported, "qemu-nbd"},
+		{"qcow2 of a size that no disk has", fresh, blockdev.FileOptions{}, blockdev.ErrNotSupported, "qemu-nbd"},
+		{"the same with O_DIRECT", fresh, blockdev.FileOptions{Direct: true}, blockdev.ErrNotSupported, "qemu-nbd"},
 		{"sharing while writing", odd, blockdev.FileOptions{Share: true}, blockdev.ErrNotSupported, ""},
 	} {
-		before, _ := os.ReadFile(odd)
+		before := snapshot(t, c.path)
 		f, err := blockdev.OpenFile(c.path, c.o)
 		if err == nil {
 			f.Close()
@@ -61,8 +68,8 @@ func TestOpenFileRefuses(t *testing.T) {
 		if !errors.As(err, &oe) || !strings.Contains(err.Error(), c.path) || !strings.Contains(oe.Hint(), c.hint) || (c.hint != "" && oe.Hint() == "") {
 			t.Errorf("%s: %v (hint %q) does not say where and what to do", c.name, err, oe.Hint())
 		}
-		if after, _ := os.ReadFile(odd); !bytes.Equal(before, after) {
-			t.Errorf("%s: the file was changed", c.name)
+		if after := snapshot(t, c.path); after != before {
+			t.Errorf("%s: the file was changed: %s, it was %s", c.name, after, before)
 		}
 	}
 	var format *blockdev.FormatError
@@ -70,6 +77,50 @@ func TestOpenFileRefuses(t *testing.T) {
 		t.Errorf("qcow2: %v", err)
 	}
 	open(t, qcow2, blockdev.FileOptions{Raw: true})
+}
+
+// snapshot says what must not change of a file, times included.
+func snapshot(t *testing.T, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return err.Error()
+	}
+	var content []byte
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		var err error
+		if content, err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fmt.Sprintf("mode %o, %d bytes, %d sectors, modified %v, changed %v, content %x",
+		st.Mode, st.Size, st.Blocks, st.Mtim, st.Ctim, sha256.Sum256(content))
+}
+
+// TestOpenFileChangesNothing: who only opens and reads leaves no trace.
+func TestOpenFileChangesNothing(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), shm(t)} {
+		path := filepath.Join(dir, "disk")
+		if err := blockdev.CreateFile(path, testSize); err != nil {
+			t.Fatal(err)
+		}
+		before := snapshot(t, path)
+		for _, o := range []blockdev.FileOptions{{}, {ReadOnly: true}, {Raw: true}, {ReadOnly: true, Share: true}} {
+			f, err := blockdev.OpenFile(path, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := blockdev.ReadAt(f, make([]byte, 8192), 4096); err != nil {
+				t.Error(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+			if after := snapshot(t, path); after != before {
+				t.Errorf("opened with %+v: %s, it was %s", o, after, before)
+			}
+		}
+	}
 }
 
 // TestOpenFileDirectTmpfs: where the kernel does not tell what alignment

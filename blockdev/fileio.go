@@ -228,26 +228,3 @@ func offsetHalves(off int64) (lo, hi uintptr) {
 func unsupported(errno error) bool {
 	return errno == unix.EOPNOTSUPP || errno == unix.ENOSYS
 }
-
-// readerAt reads any piece of a disk, aligned or not.
-type readerAt struct{ d Device }
-
-func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
-	info := r.d.Info()
-	size := r.d.Size()
-	if off >= size {
-		return 0, io.EOF
-	}
-	n := min(int64(len(p)), size-off)
-	first := off / info.BlockSize * info.BlockSize
-	last := (off + n + info.BlockSize - 1) / info.BlockSize * info.BlockSize
-	buf := AlignedBuf(int(last - first))
-	if err := ReadAt(r.d, buf, first); err != nil {
-		return 0, err
-	}
-	copy(p, buf[off-first:off-first+n])
-	if n < int64(len(p)) {
-		return int(n), io.EOF
-	}
-	return int(n), nil
-}

@@ -14,6 +14,22 @@ const (
 	zeroRange = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
 )
 
+// zfsMagic is the file system that package unix has no name for.
+const zfsMagic = 0x2fc12fc1
+
+// punches reports whether every file of this kind of file system takes holes.
+// Trying would tell of the others too, but even a hole in nothing, past the end
+// of the image, changes its times, and opening must change nothing. What is not
+// named here is not trimmed; zeroing tries for itself.
+func punches(fsMagic uint32) bool {
+	switch fsMagic {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC, zfsMagic,
+		unix.OVERLAYFS_SUPER_MAGIC: // its upper layer is one of these
+		return true
+	}
+	return false
+}
+
 func fallocate(fd int, mode uint32, off, length int64) error {
 	return ignoringEINTR(func() error { return unix.Fallocate(fd, mode, off, length) })
 }
@@ -38,7 +54,7 @@ func (f *File) inner(e Extent) Extent {
 // (BLKDISCARD) is not used: what a discarded block reads as is up to the device.
 func (f *File) trim(r *Request) error {
 	e := f.inner(r.Extent())
-	if e.Len == 0 || f.noPunch.Load() {
+	if e.Len == 0 || !f.info.CheapTrim || f.noPunch.Load() {
 		return nil
 	}
 	switch err := fallocate(f.handle.fd, punchHole, e.Off, e.Len); {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"golang.org/x/sys/unix"
 )
 
 // magic is a sign by which a format is known.
@@ -70,6 +72,39 @@ func readUpTo(r io.ReaderAt, p []byte, off int64) error {
 		return nil
 	}
 	return err
+}
+
+// fdReader reads a file that is not yet known to be a disk: its size may be any,
+// and align is what O_DIRECT needs, or 1.
+type fdReader struct {
+	fd    int
+	align int64 // bytes
+}
+
+// ReadAt implements io.ReaderAt.
+func (r fdReader) ReadAt(p []byte, off int64) (int, error) {
+	first := off / r.align * r.align
+	end := (off + int64(len(p)) + r.align - 1) / r.align * r.align
+	buf := AlignedBuf(int(end - first))
+	have := 0
+	for have < len(buf) && int64(have)%r.align == 0 { // an unaligned end is the file's
+		n, err := unix.Pread(r.fd, buf[have:], first+int64(have))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if n == 0 {
+			break
+		}
+		have += n
+	}
+	n := copy(p, buf[min(int(off-first), have):have])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // FormatError is an image that its first bytes show to be of another format.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"afterimage/blockdev"
 	"afterimage/internal/testenv"
@@ -40,11 +41,7 @@ func TestRealFormats(t *testing.T) {
 	for _, format := range []string{"qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels"} {
 		path := filepath.Join(t.TempDir(), "disk")
 		peer(t, "qemu-img", "create", "-f", format, path, "8M")
-		peer(t, "truncate", "-s", "%512", path)
-		before, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		before, was := contentAndTime(t, path)
 		p := start(t, "serve", path, "-U", path+".sock")
 		if status := p.wait(); status != statusUsage {
 			t.Errorf("%s: exit status %d", format, status)
@@ -54,10 +51,23 @@ func TestRealFormats(t *testing.T) {
 				t.Errorf("%s: no %q in %s", format, want, &p.stderr)
 			}
 		}
-		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
-			t.Errorf("%s: the image has changed, %v", format, err)
+		if after, is := contentAndTime(t, path); !bytes.Equal(before, after) || !was.Equal(is) {
+			t.Errorf("%s: the image has changed", format)
 		}
 	}
+}
+
+func contentAndTime(t *testing.T, path string) ([]byte, time.Time) {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content, st.ModTime()
 }
 
 // TestRealFormatInsisted serves as raw what looks like something else.

@@ -116,7 +116,7 @@ func describe(ts *testscript.TestScript, name string) string {
 		return "absent"
 	}
 	ts.Check(err)
-	s := fmt.Sprintf("%v, %d bytes", st.Mode(), st.Size())
+	s := fmt.Sprintf("%v, %d bytes, changed %v", st.Mode(), st.Size(), st.ModTime())
 	if st.Mode().IsRegular() {
 		f, err := os.Open(ts.MkAbs(name))
 		ts.Check(err)

@@ -51,7 +51,7 @@ func statusOf(err error) int {
 		return statusRefused
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return statusRefused
-	case errors.As(err, &f), errors.Is(err, blockdev.ErrAlignment), errors.Is(err, unix.EISDIR):
+	case errors.As(err, &f), errors.Is(err, blockdev.ErrAlignment), errors.Is(err, blockdev.ErrFileType), errors.Is(err, unix.EISDIR):
 		return statusUsage // no disk of ours, and never will be
 	}
 	return statusFailed
