@@ -37,8 +37,8 @@ var (
 )
 
 // admit makes c a user of the export's disk. It returns ErrNoExport if the
-// export is not there any more, and errUnsettled if it has waited for dead
-// connections as long as it may.
+// export is not there any more, errFull if there is no room for it, and
+// errUnsettled if it has waited for dead connections as long as it may.
 func (s *Server) admit(ctx context.Context, c *conn, e *Export) error {
 	deadline := time.NewTimer(s.settleTimeout())
 	defer deadline.Stop()
@@ -81,6 +81,14 @@ func (s *Server) tryAdmit(c *conn, e *Export) (bool, error) {
 	if !settled {
 		return false, nil
 	}
+	switch room, soon := s.roomLocked(); {
+	case soon:
+		return false, nil
+	case !room:
+		return false, errFull
+	}
+	s.stats.Open++
+	s.stats.Served++
 	c.export, c.disk, c.queue = e, d, e.Queue
 	d.users[c] = struct{}{}
 	return true, nil
@@ -127,6 +135,7 @@ func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.disk != nil {
+		s.stats.Open--
 		delete(c.disk.users, c)
 		s.dropDiskLocked(c.disk)
 	}

@@ -11,6 +11,7 @@
 //	uri.go        nbd:// and nbd+unix://
 //	server.go     Server: exports, accepting, ending cleanly
 //	disk.go       who uses a disk, and when a new connection may (rule A6)
+//	limit.go      how many connections, and what those over it hear
 //	handshake.go  options until the client has chosen an export
 //	conn.go       one client in transmission, from admission to its last reply
 //	receive.go    requests in: parsed in place, given to the Queue in batches

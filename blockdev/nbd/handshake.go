@@ -194,6 +194,10 @@ func (h *handshaking) info(option uint32, data []byte) error {
 		case errors.Is(err, ErrNoExport):
 			h.say(option, repErrUnknown, []byte(err.Error()))
 			return nil
+		case errors.Is(err, errFull):
+			h.s.refuse(h.c.nc)
+			h.say(option, repErrPolicy, []byte(err.Error()))
+			return nil
 		case errors.Is(err, errUnsettled):
 			h.s.log().Warn("a client was refused", "export", e.Name, "client", peerName(h.c.nc), "err", err)
 			h.say(option, repErrPolicy, []byte(err.Error()))

@@ -45,12 +45,20 @@ type Server struct {
 	// have begun on the same disk; 0 for 10 seconds. After it the client is
 	// refused.
 	SettleTimeout time.Duration
+	// MaxConnections bounds how many connections are in transmission at a time;
+	// 0: any number. One more is refused when it chooses its export. It is not
+	// left to wait: a client that opens several may need them all.
+	MaxConnections int
 
 	mu      sync.Mutex
 	exports map[string]*Export
 	disks   map[blockdev.Queue]*disk
 	watched map[*conn]*watch
 	conns   int // ServeConns that run
+	stats   ConnStats
+
+	refusalSaid time.Time // when the log last heard of refusals
+	unsaid      int       // refusals since
 
 	stopMonitor chan struct{} // of the running monitor
 	monitorDone chan struct{} // closed when the last one has ended
@@ -226,14 +234,21 @@ func passing(err error) bool {
 // finishes what has begun, delivers the replies and ends, within DrainTimeout if
 // the Queue lets it. A client's misbehaviour is logged and returned.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
-	s.enter()
+	if !s.enter() {
+		nc.Close()
+		s.refuse(nc)
+		return errFull
+	}
 	defer s.exit()
 	c := newConn(s, nc)
 	err := s.serve(ctx, c)
 	nc.Close()
 	s.leave(c)
 	close(c.ended)
-	if err = ended(err); err != nil {
+	switch err = ended(err); {
+	case errors.Is(err, errFull):
+		s.refuse(nc)
+	case err != nil:
 		s.log().Warn("a client's connection ended", "client", peerName(nc), "err", err)
 	}
 	return err
@@ -266,13 +281,17 @@ func (s *Server) serve(ctx context.Context, c *conn) error {
 	return err
 }
 
-// enter counts a connection; the first starts the monitor.
-func (s *Server) enter() {
+// enter counts a connection; the first starts the monitor. False: there are too
+// many even to talk to.
+func (s *Server) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.MaxConnections > 0 && s.conns >= s.MaxConnections+maxKnocking {
+		return false
+	}
 	s.conns++
 	if s.conns > 1 {
-		return
+		return true
 	}
 	if s.watched == nil {
 		s.watched = make(map[*conn]*watch)
@@ -287,6 +306,7 @@ func (s *Server) enter() {
 		}
 		s.monitor(stop)
 	}()
+	return true
 }
 
 // exit takes a connection off the count; the last ends the monitor.

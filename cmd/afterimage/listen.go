@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 
 	"afterimage/blockdev/nbd"
 )
@@ -139,78 +136,5 @@ func passedListener(fd int) (listener, error) {
 func closeAll(listeners []listener) {
 	for _, ln := range listeners {
 		ln.Close()
-	}
-}
-
-// limiter counts connections and refuses those above max. To let them wait
-// would hang a client that opens several and needs them all.
-type limiter struct {
-	max int
-	log *slog.Logger
-
-	mu                   sync.Mutex // guards what follows
-	open, total, refused int
-}
-
-// String is what SIGUSR1 prints.
-func (l *limiter) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return fmt.Sprintf("connections: %d open, %d since the start, %d refused", l.open, l.total, l.refused)
-}
-
-func (l *limiter) enter() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open >= l.max {
-		l.refused++
-		return false
-	}
-	l.open++
-	l.total++
-	return true
-}
-
-func (l *limiter) leave() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open--
-}
-
-// serve accepts clients from ln and serves them until ctx is done, and returns
-// when all have ended.
-func (l *limiter) serve(ctx context.Context, srv *nbd.Server, ln net.Listener) error {
-	g := &gate{Listener: ln, limit: l, serve: func(nc net.Conn) { _ = srv.ServeConn(ctx, nc) }} // it logs its errors
-	defer g.conns.Wait()
-	return srv.Serve(ctx, g)
-}
-
-// gate is a listener that serves its clients itself, each as it is (the server
-// is fastest on a plain socket, so a client that counts when it is closed
-// cannot be wrapped around one). What it leaves to the server's loop is to go
-// on after passing errors and to end.
-type gate struct {
-	net.Listener
-	limit *limiter
-	serve func(net.Conn)
-	conns sync.WaitGroup
-}
-
-// Accept implements net.Listener; it only ever returns with an error.
-func (g *gate) Accept() (net.Conn, error) {
-	for {
-		nc, err := g.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if !g.limit.enter() {
-			nc.Close()
-			g.limit.log.Warn("refused a client: too many connections", "limit", g.limit.max)
-			continue
-		}
-		g.conns.Go(func() {
-			defer g.limit.leave()
-			g.serve(nc)
-		})
 	}
 }

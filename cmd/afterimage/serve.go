@@ -103,7 +103,7 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
 
-	srv := &nbd.Server{Log: slog.New(slog.NewTextHandler(a.stderr, nil))}
+	srv := &nbd.Server{Log: slog.New(slog.NewTextHandler(a.stderr, nil)), MaxConnections: o.connections}
 	exports := []nbd.Export{{Name: name, Queue: disk}}
 	if name != "" {
 		exports = append(exports, nbd.Export{Queue: disk, Unlisted: true})
@@ -118,8 +118,7 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	limit := &limiter{max: o.connections, log: srv.Log}
-	defer a.onUSR1(limit, disk)()
+	defer a.onUSR1(srv, disk)()
 	if o.pidfile != "" {
 		if err := writePidfile(o.pidfile); err != nil {
 			closeAll(listeners)
@@ -128,7 +127,6 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 		defer os.Remove(o.pidfile)
 	}
 	if src.conn != nil {
-		limit.enter()
 		return srv.ServeConn(ctx, src.conn)
 	}
 	if err := a.announce(listeners, name, disk); err != nil {
@@ -141,7 +139,7 @@ func (a *app) serve(image string, o serveOptions) (err error) {
 	var wg sync.WaitGroup
 	for i, ln := range listeners {
 		wg.Go(func() {
-			errs[i] = limit.serve(ctx, srv, ln)
+			errs[i] = srv.Serve(ctx, ln)
 			cancel() // a disk that cannot be reached on all its sockets must be seen
 		})
 	}
@@ -231,14 +229,14 @@ func exportName(image string) string {
 }
 
 // onUSR1 prints statistics whenever SIGUSR1 comes, until stopped.
-func (a *app) onUSR1(l *limiter, d *shim.Disk) (stop func()) {
+func (a *app) onUSR1(srv *nbd.Server, d *shim.Disk) (stop func()) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGUSR1)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range c {
-			fmt.Fprintln(a.stderr, l)
+			fmt.Fprintln(a.stderr, srv.ConnStats())
 			if b, err := json.Marshal(d.Stats()); err == nil {
 				fmt.Fprintf(a.stderr, "%s\n", b)
 			}
