@@ -136,22 +136,31 @@ func TestRealNbdcopy(t *testing.T) {
 	_, q := image(t, 200<<20)
 	add(t, s, Export{Name: "disk", Queue: q})
 	socket := serve(t, s)
-	run(t, "nbdcopy", "--flush", uriOf(oracle, ""), uriOf(socket, "disk"))
-	run(t, "nbdcopy", uriOf(socket, "disk"), uriOf(oracle, ""))
-	file := filepath.Join(t.TempDir(), "out.raw")
-	run(t, "nbdcopy", uriOf(socket, "disk"), file)
-	run(t, "nbdcopy", file, uriOf(socket, "disk"))
+	nbdcopy(t, uriOf(oracle, ""), uriOf(socket, "disk"), "--flush")
+	nbdcopy(t, uriOf(socket, "disk"), uriOf(oracle, ""))
 	// Requests as large as any client makes, and as small as they get.
-	run(t, "nbdcopy", "--request-size=33554432", uriOf(oracle, ""), uriOf(socket, "disk"))
-	run(t, "nbdcopy", "--request-size=4096", "--connections=4", uriOf(socket, "disk"), uriOf(oracle, ""))
+	nbdcopy(t, uriOf(oracle, ""), uriOf(socket, "disk"), "--request-size=33554432")
+	nbdcopy(t, uriOf(socket, "disk"), uriOf(oracle, ""), "--request-size=4096", "--connections=4")
 
 	// The oracle is one: a wrong byte is found.
 	if err := blockdev.Do1(devOf(q), &blockdev.Request{Op: blockdev.OpWrite, Off: 12345, Len: 1, Buf: []byte{1}}); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := try(t, "nbdcopy", uriOf(socket, "disk"), uriOf(oracle, "")); err == nil {
+	file := filepath.Join(t.TempDir(), "out.raw")
+	run(t, "nbdcopy", uriOf(socket, "disk"), file)
+	if out, err := try(t, "nbdcopy", file, uriOf(oracle, "")); err == nil {
 		t.Errorf("a wrong byte went unnoticed:\n%s", out)
 	}
+}
+
+// nbdcopy copies between two servers by way of a file. From one to the other
+// directly the nbdcopy of libnbd 1.14 fails at times by itself, whoever serves:
+// what it does with one connection outdates what it was told of the other.
+func nbdcopy(t testing.TB, from, to string, options ...string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "between.raw")
+	run(t, "nbdcopy", append(options, from, file)...)
+	run(t, "nbdcopy", append(options, file, to)...)
 }
 
 // TestRealNbdsh does what the other clients do not: requests of 50 MB, a thousand
@@ -239,10 +248,10 @@ func TestRealNbdkitInFront(t *testing.T) {
 	startNbdkit(t, front, "--filter=blocksize", "--filter=cow", "nbd", "uri="+uriOf(socket, "disk"), "maxlen=4K")
 	oracle := tempSocket(t)
 	startNbdkit(t, oracle, "sparse-random", "size=64M", "seed=3", "percent=20")
-	run(t, "nbdcopy", "--flush", uriOf(oracle, ""), uriOf(front, ""))
-	run(t, "nbdcopy", uriOf(front, ""), uriOf(oracle, ""))
+	nbdcopy(t, uriOf(oracle, ""), uriOf(front, ""), "--flush")
+	nbdcopy(t, uriOf(front, ""), uriOf(oracle, ""))
 	direct := tempSocket(t)
 	startNbdkit(t, direct, "--filter=retry", "--filter=fua", "nbd", "uri="+uriOf(socket, "disk"), "fuamode=force")
-	run(t, "nbdcopy", uriOf(oracle, ""), uriOf(direct, ""))
-	run(t, "nbdcopy", uriOf(direct, ""), uriOf(oracle, ""))
+	nbdcopy(t, uriOf(oracle, ""), uriOf(direct, ""))
+	nbdcopy(t, uriOf(direct, ""), uriOf(oracle, ""))
 }
