@@ -398,7 +398,7 @@ func TestCloseUnderLoad(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, "writes under way", func() bool { return writes.Load() > 100 })
+		testenv.Until(t, "writes under way", func() bool { return writes.Load() > 100 })
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}

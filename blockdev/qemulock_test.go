@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"afterimage/blockdev"
 	"afterimage/internal/testenv"
@@ -282,14 +281,10 @@ func TestRealQEMUHoldsWeRefuse(t *testing.T) {
 	}
 	defer nbd.Wait()
 	defer nbd.Process.Kill()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("qemu-nbd does not come up")
-		}
-	}
+	testenv.Until(t, "qemu-nbd listens", func() bool {
+		_, err := os.Stat(socket)
+		return err == nil
+	})
 	check("qemu-nbd", blockdev.FileOptions{}, true)
 	check("qemu-nbd", blockdev.FileOptions{ReadOnly: true}, true)
 	check("qemu-nbd", blockdev.FileOptions{ReadOnly: true, Share: true}, false)

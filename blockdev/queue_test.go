@@ -6,10 +6,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"afterimage/blockdev"
 	"afterimage/blockdev/faultdev"
+	"afterimage/internal/testenv"
 )
 
 // owner counts how often each of its requests is completed.
@@ -36,16 +36,6 @@ func (o *owner) count() int {
 }
 
 func newOwner() *owner { return &owner{finished: make(map[*blockdev.Request]int)} }
-
-// eventually fails the test if the condition does not come true.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); runtime.Gosched() {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-	}
-}
 
 // noNoWait is a disk of which every read has to wait.
 type noNoWait struct{ blockdev.Device }
@@ -91,7 +81,7 @@ func TestPoolCompletesEachOnce(t *testing.T) {
 						}
 						all = append(all, reqs...)
 						p.Submit(reqs)
-						eventually(t, "all completed", func() bool { return o.count() == len(all) })
+						testenv.Until(t, "all completed", func() bool { return o.count() == len(all) })
 						for _, r := range reqs {
 							if r.Err != nil {
 								t.Errorf("%s at %d: %v", r.Op, r.Off, r.Err)
@@ -128,7 +118,7 @@ func TestPoolSlowBesideFast(t *testing.T) {
 	}
 	hung := []*blockdev.Request{write(0), write(1)}
 	p.Submit(hung)
-	eventually(t, "two hang", func() bool { return dev.Hanging() == 2 })
+	testenv.Until(t, "two hang", func() bool { return dev.Hanging() == 2 })
 	read := &blockdev.Request{Op: blockdev.OpRead, Len: 4096, Buf: make([]byte, 4096), Owner: o}
 	p.Submit([]*blockdev.Request{read})
 	if o.count() != 1 || read.Err != nil {

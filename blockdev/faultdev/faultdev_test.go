@@ -3,13 +3,12 @@ package faultdev
 import (
 	"bytes"
 	"errors"
-	"runtime"
 	"syscall"
 	"testing"
-	"time"
 
 	"afterimage/blockdev"
 	"afterimage/blockdev/devtest"
+	"afterimage/internal/testenv"
 )
 
 const size = 1 << 20
@@ -113,11 +112,7 @@ func TestHang(t *testing.T) {
 	d.Add(Rule{Op: blockdev.OpWrite, Times: 1, Hang: true})
 	done := make(chan error)
 	go func() { done <- write(t, d, 0, 1, 4096, 0) }()
-	for deadline := time.Now().Add(10 * time.Second); d.Hanging() == 0; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			t.Fatal("nothing hangs")
-		}
-	}
+	testenv.Until(t, "the write hangs", func() bool { return d.Hanging() == 1 })
 	if err := write(t, d, 4096, 1, 4096, 0); err != nil {
 		t.Errorf("beside a hung write: %v", err)
 	}
@@ -236,11 +231,7 @@ func TestCrashBesideAHungWrite(t *testing.T) {
 	faults.Add(Rule{Op: blockdev.OpWrite, Times: 1, Hang: true})
 	done := make(chan error)
 	go func() { done <- write(t, v, 0, 1, sector, 0) }()
-	for deadline := time.Now().Add(10 * time.Second); faults.Hanging() == 0; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			t.Fatal("nothing hangs")
-		}
-	}
+	testenv.Until(t, "the write hangs", func() bool { return faults.Hanging() == 1 })
 	if err := blockdev.Flush(v); err != nil {
 		t.Fatal(err)
 	}

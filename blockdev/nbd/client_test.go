@@ -10,6 +10,7 @@ import (
 
 	"afterimage/blockdev"
 	"afterimage/blockdev/devtest"
+	"afterimage/internal/testenv"
 )
 
 // dial connects a Client to an export until the test ends.
@@ -146,7 +147,7 @@ func TestClientLost(t *testing.T) {
 	for i := range cap(errs) {
 		go func() { errs <- blockdev.WriteAt(c, make([]byte, 512), int64(i)*512) }()
 	}
-	until(t, "all are under way", func() bool { return q.held() == cap(errs) })
+	testenv.Until(t, "all are under way", func() bool { return q.held() == cap(errs) })
 	go q.releaseAfter(func() bool { return c.broken() != nil })
 	stop()
 	for range cap(errs) {
@@ -167,7 +168,7 @@ func TestClientClose(t *testing.T) {
 	c := dial(t, serve(t, s), "")
 	errs := make(chan error, 1)
 	go func() { errs <- blockdev.WriteAt(c, make([]byte, 512), 0) }()
-	until(t, "the write is under way", func() bool { return q.held() == 1 })
+	testenv.Until(t, "the write is under way", func() bool { return q.held() == 1 })
 	c.Close()
 	if err := <-errs; !errors.Is(err, blockdev.ErrClosed) {
 		t.Errorf("the write under way: %v", err)

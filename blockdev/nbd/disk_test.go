@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 // TestSuccessor plays rule A6: the client writes 1, loses its connection, comes
@@ -18,7 +19,7 @@ func TestSuccessor(t *testing.T) {
 	socket := serve(t, s)
 	old := transmission(t, socket, "disk")
 	write(t, old, command(request{cmd: cmdWrite, cookie: 1, length: 1}, 1))
-	until(t, "the old write waits", func() bool { return q.held() == 1 })
+	testenv.Until(t, "the old write waits", func() bool { return q.held() == 1 })
 	old.Close()
 
 	next := dialSocket(t, socket)
@@ -28,7 +29,7 @@ func TestSuccessor(t *testing.T) {
 	q.mu.Lock()
 	owner = q.kept[0].Owner
 	q.mu.Unlock()
-	until(t, "the old write is called off", owner.Gone)
+	testenv.Until(t, "the old write is called off", owner.Gone)
 	q.release() // drops it, as it has not begun
 	if list := replies(t, next, optGo); list[len(list)-1].kind != repAck {
 		t.Fatalf("refused: %+v", list)
@@ -51,7 +52,7 @@ func TestSuccessorWaits(t *testing.T) {
 	socket := serve(t, s)
 	old := transmission(t, socket, "disk")
 	write(t, old, command(request{cmd: cmdWrite, cookie: 1, length: 1}, 1))
-	until(t, "the old write hangs", func() bool { return q.inside.Load() == 1 })
+	testenv.Until(t, "the old write hangs", func() bool { return q.inside.Load() == 1 })
 	// Nothing is wrong with a second connection while the first is alive.
 	alive(t, socket, "disk")
 	old.Close()
@@ -70,7 +71,7 @@ func TestSuccessorWaits(t *testing.T) {
 
 	close(q.release)
 	// The client that was refused may ask again.
-	until(t, "the client is admitted", func() bool {
+	testenv.Until(t, "the client is admitted", func() bool {
 		write(t, next, option(optGo, infoData("disk")))
 		list := replies(t, next, optGo)
 		return list[len(list)-1].kind == repAck
@@ -93,7 +94,7 @@ func TestSuccessorOfThrottled(t *testing.T) {
 		}
 		old.Close()
 	}()
-	until(t, "the old connection is full", func() bool { return q.held() >= maxRequests })
+	testenv.Until(t, "the old connection is full", func() bool { return q.held() >= maxRequests })
 	old.Close()
 	next := dialSocket(t, socket)
 	greet(t, next, 3)
@@ -101,7 +102,7 @@ func TestSuccessorOfThrottled(t *testing.T) {
 	q.mu.Lock()
 	owner := q.kept[0].Owner
 	q.mu.Unlock()
-	until(t, "the old writes are called off", owner.Gone)
+	testenv.Until(t, "the old writes are called off", owner.Gone)
 	q.release()
 	if list := replies(t, next, optGo); list[len(list)-1].kind != repAck {
 		t.Fatalf("refused: %+v", list)
@@ -115,10 +116,10 @@ func TestArrived(t *testing.T) {
 	add(t, s, Export{Queue: q})
 	nc := transmission(t, serve(t, s), "")
 	// However long the server has slept.
-	until(t, "the monitor sleeps", s.asleep.Load)
+	testenv.Until(t, "the monitor sleeps", s.asleep.Load)
 	before := blockdev.Monotonic()
 	write(t, nc, command(request{cmd: cmdWrite, cookie: 1, length: 1}, 1))
-	until(t, "the write waits", func() bool { return q.held() == 1 })
+	testenv.Until(t, "the write waits", func() bool { return q.held() == 1 })
 	q.mu.Lock()
 	at := q.kept[0].Arrived
 	q.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 // hangingQueue hangs in Submit when a batch begins at an offset from hang on.
@@ -37,7 +38,7 @@ func TestHandOff(t *testing.T) {
 	const hung = 5
 	for i := range uint64(hung) {
 		write(t, nc, command(request{cmd: cmdWrite, cookie: i, off: 512<<10 + i*512, length: 512}, make([]byte, 512)...))
-		until(t, "the write hangs", func() bool { return q.inside.Load() == int32(i)+1 })
+		testenv.Until(t, "the write hangs", func() bool { return q.inside.Load() == int32(i)+1 })
 		// Others go on, large and small, in several batches.
 		for k := range uint64(20) {
 			cookie := 100 + i*100 + k
@@ -74,13 +75,13 @@ func TestHandOffBounded(t *testing.T) {
 				sent <- err
 				return
 			}
-			until(t, "the write hangs, or waits", func() bool {
+			testenv.Until(t, "the write hangs, or waits", func() bool {
 				return q.inside.Load() > min(int32(i), maxTaken)
 			})
 		}
 		sent <- nil
 	}()
-	until(t, "the loop is not taken any more", func() bool { return q.inside.Load() == maxTaken+1 })
+	testenv.Until(t, "the loop is not taken any more", func() bool { return q.inside.Load() == maxTaken+1 })
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +190,7 @@ func TestStuckReaderRecovers(t *testing.T) {
 	for conn = range s.watched {
 	}
 	s.mu.Unlock()
-	until(t, "the connection is full", func() bool { return conn.crowded() })
+	testenv.Until(t, "the connection is full", func() bool { return conn.crowded() })
 	for range n {
 		if cookie, code, _ := reply(t, nc, 4<<20); code != wireOK {
 			t.Fatalf("request %d: error %d", cookie, code)
@@ -209,7 +210,7 @@ func TestManyRequests(t *testing.T) {
 			nc.Write(command(request{cmd: cmdWrite, cookie: i, length: 1}, 1))
 		}
 	}()
-	until(t, "the connection is full", func() bool { return q.held() >= maxRequests })
+	testenv.Until(t, "the connection is full", func() bool { return q.held() >= maxRequests })
 	if h := q.held(); h > maxRequests+blockdev.BatchMax {
 		t.Errorf("%d requests are under way", h)
 	}
@@ -241,7 +242,7 @@ func TestManyConnections(t *testing.T) {
 	for i, nc := range conns {
 		wantReply(t, nc, uint64(i), wireOK)
 	}
-	until(t, "idle connections hold no buffers", func() bool {
+	testenv.Until(t, "idle connections hold no buffers", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		var held int64
@@ -318,7 +319,7 @@ func TestShutdown(t *testing.T) {
 	idle := transmission(t, socket, "")
 	early := dialSocket(t, socket)
 	write(t, nc, command(request{cmd: cmdWrite, cookie: 1, length: 4}, 1, 2, 3, 4))
-	until(t, "the write is under way", func() bool { return q.held() == 1 })
+	testenv.Until(t, "the write is under way", func() bool { return q.held() == 1 })
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -327,7 +328,7 @@ func TestShutdown(t *testing.T) {
 	wantEOF(t, idle)
 	read(t, early, greetingSize)
 	wantEOF(t, early)
-	until(t, "no more clients are accepted", func() bool {
+	testenv.Until(t, "no more clients are accepted", func() bool {
 		nc, err := net.Dial("unix", socket)
 		if err == nil {
 			nc.Close()
@@ -363,10 +364,10 @@ func TestRemove(t *testing.T) {
 	nc := transmission(t, socket, "disk")
 	other := transmission(t, socket, "other")
 	write(t, nc, command(request{cmd: cmdWrite, cookie: 1, length: 4}, 1, 2, 3, 4))
-	until(t, "the write is under way", func() bool { return q.held() == 1 })
+	testenv.Until(t, "the write is under way", func() bool { return q.held() == 1 })
 	removed := make(chan error, 1)
 	go func() { removed <- s.Remove(context.Background(), "disk") }()
-	until(t, "the export is gone", func() bool { return s.export([]byte("disk")) == nil })
+	testenv.Until(t, "the export is gone", func() bool { return s.export([]byte("disk")) == nil })
 	select {
 	case <-removed:
 		t.Error("Remove returns while a request is under way")

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+
+	"afterimage/internal/testenv"
 )
 
 // full returns a server that is serving as many as it may: two.
@@ -36,13 +38,13 @@ func TestMaxConnections(t *testing.T) {
 		wantEOF(t, nc)
 		want.Refused += 2
 	}
-	until(t, "refusals are counted", func() bool { return s.ConnStats() == want })
+	testenv.Until(t, "refusals are counted", func() bool { return s.ConnStats() == want })
 
 	// The place of one that has left is free at once, whatever its export.
 	clients[0].Close()
 	dial(t, socket, "other").Close()
 	clients[1].Close()
-	until(t, "all have left", func() bool { return s.ConnStats().Open == 0 })
+	testenv.Until(t, "all have left", func() bool { return s.ConnStats().Open == 0 })
 }
 
 // TestMaxConnectionsKnocking: handshakes are bounded too.

@@ -21,16 +21,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds everything that a test waits for.
 const patience = 30 * time.Second
 
-// until polls cond until it holds.
-func until(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
 // tempSocket returns a path short enough for a socket.
 func tempSocket(t testing.TB) string {
 	t.Helper()

@@ -41,7 +41,7 @@ func startPeer(t testing.TB, socket, program string, args ...string) {
 		cmd.Process.Signal(os.Interrupt)
 		<-ended
 	})
-	until(t, program+" listens", func() bool {
+	testenv.Until(t, program+" listens", func() bool {
 		select {
 		case <-ended:
 			t.Fatalf("%s %v: %s", program, args, &said)

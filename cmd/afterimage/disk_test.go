@@ -44,7 +44,7 @@ func TestRealInterruptedCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { kit.Process.Kill(); kit.Wait() }()
-	until(t, "nbdkit listens", func() bool {
+	testenv.Until(t, "nbdkit listens", func() bool {
 		nc, err := net.Dial("unix", socket)
 		if err == nil {
 			nc.Close()
@@ -53,7 +53,7 @@ func TestRealInterruptedCopy(t *testing.T) {
 	})
 	target := filepath.Join(dir, "copy.raw")
 	p := start(t, "disk", "copy", uriOf(socket, ""), target)
-	until(t, "the copy reads", func() bool {
+	testenv.Until(t, "the copy reads", func() bool {
 		b, _ := os.ReadFile(from)
 		return strings.Contains(string(b), " Read ")
 	})
@@ -82,16 +82,6 @@ func TestRootCopyFull(t *testing.T) {
 	for _, want := range []string{"no space left on device", "copy.raw is not a whole copy", "hint: do not use"} {
 		if !strings.Contains(p.stderr.String(), want) {
 			t.Errorf("no %q in %s", want, &p.stderr)
-		}
-	}
-}
-
-// until waits for a condition.
-func until(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
 		}
 	}
 }

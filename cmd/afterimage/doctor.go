@@ -269,21 +269,16 @@ func checkHost() []finding {
 		found = append(found, f)
 	}
 
-	f = finding{Name: "nbd module", Detail: "attaches a disk to this host as /dev/nbdN"}
-	if _, err := os.Stat("/sys/module/nbd"); err == nil {
-		f.OK = true
-	} else {
-		f.Remedy = "modprobe nbd"
+	for _, k := range []struct{ name, what, path, module string }{
+		{"nbd module", "attaches a disk to this host as /dev/nbdN", "/sys/module/nbd", "nbd"},
+		{"/dev/fuse", "serves a disk as a file (not in this version)", "/dev/fuse", "fuse"},
+	} {
+		f := finding{Name: k.name, Detail: k.what, OK: true}
+		if _, err := os.Stat(k.path); err != nil {
+			f.OK, f.Remedy = false, "modprobe "+k.module
+		}
+		found = append(found, f)
 	}
-	found = append(found, f)
-
-	f = finding{Name: "/dev/fuse", Detail: "serves a disk as a file (not in this version)"}
-	if _, err := os.Stat("/dev/fuse"); err == nil {
-		f.OK = true
-	} else {
-		f.Remedy = "modprobe fuse"
-	}
-	found = append(found, f)
 
 	f = finding{Name: "Fibre Channel", Detail: "no host adapter (virtual ports are not in this version)"}
 	if hosts, _ := filepath.Glob("/sys/class/fc_host/host*"); len(hosts) > 0 {

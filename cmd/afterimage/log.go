@@ -66,14 +66,7 @@ directory of a log, FILE one of its segments. The exit status is 6 if a segment 
 damaged; what is good of it is shown all the same.`,
 		Example: "  afterimage log show /var/lib/afterimage/vm1",
 		Args:    cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			segments, err := openSegments(args)
-			if err != nil {
-				return err
-			}
-			defer segments.Close()
-			return a.logShow(segments)
-		},
+		RunE:    withSegments(a.logShow),
 	}
 }
 
@@ -162,14 +155,7 @@ those there are. DIR is the directory of a log, FILE one of its segments. The ex
 status is 6 if anything is wrong.`,
 		Example: "  afterimage log verify /var/lib/afterimage/vm1",
 		Args:    cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			segments, err := openSegments(args)
-			if err != nil {
-				return err
-			}
-			defer segments.Close()
-			return a.logVerify(segments)
-		},
+		RunE:    withSegments(a.logVerify),
 	}
 }
 
@@ -296,6 +282,18 @@ func onlyDisk(segments *hrl.Segments) (string, error) {
 		return "", withStatus(errors.New("the log has no disk"), statusNotFound)
 	}
 	return "", usagef("the log has several disks, say which with --disk: %s", strings.Join(names, ", "))
+}
+
+// withSegments is a command whose arguments are all of a log.
+func withSegments(run func(*hrl.Segments) error) func(*cobra.Command, []string) error {
+	return func(_ *cobra.Command, args []string) error {
+		segments, err := openSegments(args)
+		if err != nil {
+			return err
+		}
+		defer segments.Close()
+		return run(segments)
+	}
 }
 
 func openSegments(paths []string) (*hrl.Segments, error) {

@@ -200,7 +200,7 @@ func TestRealQcow2Beneath(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { beneath.Process.Signal(syscall.SIGTERM); beneath.Wait() }()
-	until(t, "qemu-nbd listens", func() bool {
+	testenv.Until(t, "qemu-nbd listens", func() bool {
 		nc, err := net.Dial("unix", socket)
 		if err == nil {
 			nc.Close()

@@ -7,7 +7,7 @@
 //	TestRoot…    needs root: compiled as the user, run through sudo
 //	Test…Allocs  counts allocations: left out under the race detector, whose
 //	             pools forget at random
-//	all others   need nothing but Go
+//	all others   need nothing but Go, a shell and what stands beside it (ls, dd)
 //
 // Usage: citest [-fuzztime D] unit|race|real|kill|root|fuzz...
 //
@@ -37,14 +37,14 @@ type stage struct {
 }
 
 var stages = []stage{
-	{name: "unit", what: "tests and fuzz corpora that need nothing but Go", budget: 2 * time.Minute, skip: special},
-	{name: "race", what: "the same under the race detector", budget: 5 * time.Minute, args: []string{"-race"}, skip: special + "|Allocs$",
+	{name: "unit", what: "tests and fuzz corpora that need nothing but Go", budget: time.Minute, skip: special},
+	{name: "race", what: "the same under the race detector", budget: 3 * time.Minute, args: []string{"-race"}, skip: special + "|Allocs$",
 		// The detector is C. By itself it makes every process wait a second at
 		// its end, and the tests of the commands start hundreds.
 		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20"}},
-	{name: "real", what: "real clients and servers", budget: 5 * time.Minute, prefix: "TestReal"},
-	{name: "kill", what: "processes killed at their work", budget: 5 * time.Minute, prefix: "TestKill"},
-	{name: "root", what: "tests that need root", budget: 2 * time.Minute, prefix: "TestRoot"},
+	{name: "real", what: "real clients and servers", budget: 3 * time.Minute, prefix: "TestReal"},
+	{name: "kill", what: "processes killed at their work", budget: 90 * time.Second, prefix: "TestKill"},
+	{name: "root", what: "tests that need root", budget: time.Minute, prefix: "TestRoot"},
 }
 
 // special matches the names of tests that have a stage of their own.

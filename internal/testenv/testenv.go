@@ -1,11 +1,13 @@
-// Package testenv says what a test needs of the machine it runs on. What is
-// missing fails the test by name: a skipped test would look like a passed one.
+// Package testenv says what a test needs of the machine it runs on, and waits
+// for what nobody tells it of. What is missing fails the test by name: a skipped
+// test would look like a passed one.
 package testenv
 
 import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 // packages names the Debian package that has a program, where the two differ.
@@ -43,6 +45,16 @@ func Need(t testing.TB, program string) string {
 		t.Fatalf("this test needs %s: apt-get install --no-install-recommends %s (or make deps)", program, pkg)
 	}
 	return path
+}
+
+// Until polls a condition until it holds, and fails the test after half a minute.
+func Until(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
 }
 
 // NeedRoot fails a test that was not started as root. Such tests have names
