@@ -1,11 +1,14 @@
 package filter
 
 import (
+	"context"
 	"encoding/binary"
 	"flag"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -14,13 +17,21 @@ import (
 
 	"afterimage/blockdev"
 	"afterimage/blockdev/faultdev"
+	"afterimage/blockdev/nbd"
 	"afterimage/hrl"
 )
 
-var modelTime = flag.Duration("model.time", 2*time.Second, "how long TestModel runs")
+var modelTime = flag.Duration("model.time", modelDefault(), "how long TestModel runs (default: $MODEL_TIME, or 2s)")
 
-// TestModel: eight clients write, zero, trim, read and flush overlapping ranges
-// of a small disk, while cuts are made, the log fails, hangs and returns, and
+func modelDefault() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("MODEL_TIME")); err == nil {
+		return d
+	}
+	return 2 * time.Second
+}
+
+// TestModel: eight clients, mostly over NBD connections of their own, write,
+// zero, trim, read and flush overlapping ranges of a small disk, while cuts are made, the log fails, hangs and returns, and
 // the disk fails writes. It goes in rounds; what each round did is checked
 // against what a disk may do:
 //
@@ -58,9 +69,12 @@ type modelStats struct {
 }
 
 const (
-	modelSectors = 512
+	// A round is short: log and disk are compared only at its end, and what
+	// went wrong before is soon written over.
+	modelSectors = 128
 	modelClients = 8
-	modelOps     = 150 // batches of each client in a round
+	modelOps     = 6  // batches of each client in a round
+	modelOpsLong = 80 // in a round in which the log fails
 )
 
 // change is one write to a sector: from when it was submitted to when it was
@@ -140,25 +154,39 @@ func modelRound(t *testing.T, rng *rand.Rand, sum *modelStats) {
 	dir := filepath.Join(tempDir(t), "log")
 	log, _ := openLog(t, dir, hrl.Options{FS: fsys, AppendLimit: 10 * time.Millisecond})
 	mem := blockdev.NewMem(modelSectors * 512)
-	dev := faultdev.New(mem)
+	dev := faultdev.New(&jittery{Device: mem})
 	f := newFilter(t, dev, Options{Workers: 8})
 	attach(t, f, log)
 	m := &model{}
-	faults := rng.IntN(4) // none, log, disk, both
+	faults, ops := 0, modelOps
+	switch rng.IntN(16) {
+	case 0:
+		faults, ops = 1, modelOpsLong // the log
+	case 1:
+		faults, ops = 3, modelOpsLong // both
+	case 2, 3, 4, 5:
+		faults = 2 // the disk
+	}
 
 	stop := make(chan struct{})
 	var clients, others sync.WaitGroup
+	dial, hangUp := direct(f), func() {}
+	if rng.IntN(4) > 0 {
+		dial, hangUp = served(t, f)
+	}
 	for range modelClients {
 		r := rand.New(rand.NewPCG(rng.Uint64(), 0))
-		clients.Go(func() { modelClient(t, m, f, r) })
+		do := dial()
+		clients.Go(func() { modelClient(t, m, do, r, ops) })
 	}
 	type cutMade struct {
 		seq        uint64
 		start, end int64
 	}
 	var cuts []cutMade
+	cutSeed, faultSeed := rng.Uint64(), rng.Uint64()
 	others.Go(func() {
-		r := rand.New(rand.NewPCG(rng.Uint64(), 1))
+		r := rand.New(rand.NewPCG(cutSeed, 1))
 		for {
 			select {
 			case <-stop:
@@ -172,13 +200,13 @@ func modelRound(t *testing.T, rng *rand.Rand, sum *modelStats) {
 		}
 	})
 	others.Go(func() {
-		r := rand.New(rand.NewPCG(rng.Uint64(), 2))
+		r := rand.New(rand.NewPCG(faultSeed, 2))
 		for {
 			select {
 			case <-stop:
 				fsys.set(nil, nil)
 				return
-			case <-time.After(time.Duration(r.IntN(8000)) * time.Microsecond):
+			case <-time.After(time.Duration(r.IntN(500+faults&1*8000)) * time.Microsecond):
 			}
 			if faults&1 != 0 {
 				switch r.IntN(8) {
@@ -187,7 +215,7 @@ func modelRound(t *testing.T, rng *rand.Rand, sum *modelStats) {
 				case 1:
 					hang := make(chan struct{})
 					fsys.set(nil, hang)
-					time.Sleep(time.Duration(r.IntN(25)) * time.Millisecond)
+					time.Sleep(time.Duration(5+r.IntN(30)) * time.Millisecond)
 					fsys.set(nil, nil)
 					close(hang)
 				default:
@@ -195,13 +223,14 @@ func modelRound(t *testing.T, rng *rand.Rand, sum *modelStats) {
 				}
 			}
 			if faults&2 != 0 && r.IntN(3) == 0 {
-				dev.Add(faultdev.Rule{Op: blockdev.OpWrite, Skip: r.IntN(50), Times: 1, Partial: int64(r.IntN(3)) * 512, Err: syscall.EIO})
+				dev.Add(faultdev.Rule{Op: blockdev.OpWrite, Skip: r.IntN(20), Times: 1, Partial: int64(r.IntN(3)) * 512, Err: syscall.EIO})
 			}
 		}
 	})
 	clients.Wait()
 	close(stop)
 	others.Wait()
+	hangUp()
 	f.Drain()
 	dev.Reset()
 	stats := f.Stats()
@@ -306,10 +335,50 @@ func modelRound(t *testing.T, rng *rand.Rand, sum *modelStats) {
 	}
 }
 
+// direct gives clients that submit to the filter themselves.
+func direct(f *Filter) func() func([]*blockdev.Request) {
+	return func() func([]*blockdev.Request) { return (&queueDevice{Filter: f}).Do }
+}
+
+// served gives each client an NBD connection of its own to a server over the
+// filter. done ends them all.
+func served(t *testing.T, f *Filter) (dial func() func([]*blockdev.Request), done func()) {
+	t.Helper()
+	socket := filepath.Join(tempDir(t), "s")
+	ln, err := nbd.ListenUnix(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &nbd.Server{Log: slog.New(slog.DiscardHandler)}
+	if err := srv.Add(nbd.Export{Name: "model", Queue: f}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(ctx, ln) }()
+	var conns []*nbd.Client
+	dial = func() func([]*blockdev.Request) {
+		c, err := nbd.Dial(ctx, nbd.URI{Socket: socket, Export: "model"}.String(), nbd.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+		return c.Do
+	}
+	return dial, func() {
+		for _, c := range conns {
+			c.Close()
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("the server: %v", err)
+		}
+	}
+}
+
 // modelClient submits batches and waits for each.
-func modelClient(t *testing.T, m *model, f *Filter, r *rand.Rand) {
-	for range modelOps {
-		var w waiter
+func modelClient(t *testing.T, m *model, do func([]*blockdev.Request), r *rand.Rand, ops int) {
+	for range ops {
 		n := 1 + r.IntN(blockdev.BatchMax)
 		reqs := make([]*blockdev.Request, n)
 		ids := make([]uint64, n)
@@ -318,7 +387,7 @@ func modelClient(t *testing.T, m *model, f *Filter, r *rand.Rand) {
 			if r.IntN(30) == 0 {
 				sectors = 1 + r.Int64N(modelSectors)
 			}
-			req := &blockdev.Request{Off: r.Int64N(modelSectors-sectors+1) * 512, Len: sectors * 512, Owner: &w}
+			req := &blockdev.Request{Off: r.Int64N(modelSectors-sectors+1) * 512, Len: sectors * 512}
 			switch p := r.IntN(20); {
 			case p < 11:
 				req.Op = blockdev.OpWrite
@@ -339,10 +408,8 @@ func modelClient(t *testing.T, m *model, f *Filter, r *rand.Rand) {
 			}
 			reqs[i] = req
 		}
-		w.wg.Add(n)
 		start := m.clock.Add(1)
-		f.Submit(reqs)
-		w.wg.Wait()
+		do(reqs)
 		end := m.clock.Add(1)
 		for i, req := range reqs {
 			switch req.Op {
@@ -360,6 +427,28 @@ func modelClient(t *testing.T, m *model, f *Filter, r *rand.Rand) {
 			}
 		}
 	}
+}
+
+// jitter lets others run, now and then for longer: what may happen between
+// two steps of the filter then does.
+func jitter() {
+	switch n := rand.IntN(64); {
+	case n == 0:
+		time.Sleep(time.Duration(rand.IntN(200)) * time.Microsecond)
+	case n < 32:
+		runtime.Gosched()
+	}
+}
+
+// jittery is a disk on which nothing takes the same time twice.
+type jittery struct{ blockdev.Device }
+
+func (j *jittery) Do(reqs []*blockdev.Request) {
+	for _, r := range reqs {
+		jitter()
+		j.Device.Do([]*blockdev.Request{r})
+	}
+	jitter()
 }
 
 // failingFS is the host's file system whose appends fail, or hang, when told.
@@ -390,6 +479,8 @@ type failingFile struct {
 }
 
 func (f *failingFile) WritevAt(bufs [][]byte, off int64) (int64, error) {
+	jitter()
+	defer jitter()
 	f.f.mu.Lock()
 	err, hang := f.f.err, f.f.hang
 	f.f.mu.Unlock()
