@@ -40,8 +40,9 @@ var stages = []stage{
 	{name: "unit", what: "tests and fuzz corpora that need nothing but Go", budget: time.Minute, skip: special},
 	{name: "race", what: "the same under the race detector", budget: 3 * time.Minute, args: []string{"-race"}, skip: special + "|Allocs$",
 		// The detector is C. By itself it makes every process wait a second at
-		// its end, and the tests of the commands start hundreds.
-		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20"}},
+		// its end, and the tests of the commands start hundreds. MODEL_TIME is
+		// how long package filter's model of concurrent clients runs.
+		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20", "MODEL_TIME=60s"}},
 	{name: "real", what: "real clients and servers", budget: 3 * time.Minute, prefix: "TestReal"},
 	{name: "kill", what: "processes killed at their work", budget: 90 * time.Second, prefix: "TestKill"},
 	{name: "root", what: "tests that need root", budget: time.Minute, prefix: "TestRoot"},
