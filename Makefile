@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: need-go build deps check lint test fuzz install clean
+.PHONY: need-go build deps check lint test bench-quick fuzz install clean
 .DEFAULT_GOAL := build
 
 need-go:
@@ -42,6 +42,11 @@ test: need-go
 	@.ci/deps --check >/dev/null || .ci/deps
 	@$(MAKE) --no-print-directory build lint
 	$(GO) run ./internal/citest unit race real kill root
+
+# Beside other servers, in memory, in about a minute and a half. BENCH_FLAGS
+# are those of `afterimage bench quick`.
+bench-quick: build
+	bin/afterimage bench quick $(BENCH_FLAGS)
 
 FUZZTIME ?= 5m
 

@@ -8,7 +8,7 @@
 //	open.go     what a DISK argument names
 //	progress.go rate and time left of a long command
 //	listen.go   where the clients of serve come from
-//	serve.go, disk.go, log.go, doctor.go, completion.go, version.go: a noun each
+//	serve.go, disk.go, log.go, bench.go, doctor.go, completion.go, version.go: a noun each
 package main
 
 import (
@@ -68,6 +68,7 @@ disk over NBD; the image stays an ordinary raw file.`,
 		a.serveCommand(),
 		a.diskCommand(),
 		a.logCommand(),
+		a.benchCommand(),
 		a.doctorCommand(),
 		a.completionCommand(),
 		a.versionCommand(),
