@@ -30,6 +30,7 @@ var packages = map[string]string{
 	"qemu-storage-daemon": "qemu-system-common",
 	"qemu-system-x86_64":  "qemu-system-x86",
 	"umount":              "mount",
+	"virsh":               "libvirt-clients",
 }
 
 // Need returns the path of a program and fails the test where it is not
