@@ -496,7 +496,9 @@ func TestRecoverAfterPowerCut(t *testing.T) {
 	if err != nil || out.Whole == nil || out.GapBytes != f.Size() || f.Stats().GapBytes != f.Size() {
 		t.Fatalf("%v %+v %v", rec, out, err)
 	}
-	l.Recovered()
+	if err := l.Recovered(); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

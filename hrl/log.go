@@ -234,7 +234,7 @@ func (l *Log) open() error {
 		switch {
 		case l.meta.state == metaClean:
 			l.recovery = RecoverClean
-		case l.meta.life == l.opt.Life && !half:
+		case l.meta.life == l.opt.Life && !half && l.meta.state != metaDoubt:
 			l.recovery = RecoverKill
 		default:
 			l.recovery = RecoverPowerCut
@@ -246,6 +246,9 @@ func (l *Log) open() error {
 	// Rule R8: durable before the first append.
 	l.meta.incarnation++
 	l.meta.state = metaOpen
+	if l.recovery == RecoverPowerCut {
+		l.meta.state = metaDoubt
+	}
 	l.meta.life = l.opt.Life
 	return writeMeta(f, &l.meta)
 }
@@ -361,13 +364,41 @@ func (l *Log) AddDisk(name string, size int64) (DiskID, error) {
 // name, with the sizes they had.
 func (l *Log) Known() []Disk { return l.known }
 
-// Recovered says that the recovery has read what it needs of the earlier
-// incarnations: from now on their segments may be reclaimed.
-func (l *Log) Recovered() {
+// Recovered says that the recovery is done: what it found doubtful is in the log
+// as gaps, and the segments of earlier incarnations may be reclaimed. Until it
+// has returned, a power cut stays a power cut, however often the process is
+// killed and started again (RULES E4). With an error nothing has changed.
+func (l *Log) Recovered() error {
+	if l.meta.state == metaDoubt {
+		m := l.meta
+		m.state = metaOpen
+		if err := writeMeta(l.metaFile, &m); err != nil {
+			return fmt.Errorf("log %s: %w", l.dir, err)
+		}
+		l.meta = m
+	}
 	l.mu.Lock()
 	l.readers--
 	l.mu.Unlock()
 	l.keeper.kick()
+	return nil
+}
+
+// Ready waits until the log can take an append, and says why it cannot if it
+// cannot: its disk is full, or read-only.
+func (l *Log) Ready() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.spares) == 0 && l.tail == nil {
+		switch {
+		case l.closed:
+			return ErrClosed
+		case l.spareErr != nil:
+			return fmt.Errorf("log %s has no room for changes: %w", l.dir, l.spareErr)
+		}
+		l.room.Wait()
+	}
+	return nil
 }
 
 // Segments opens the log's segments of earlier incarnations for reading, for

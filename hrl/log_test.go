@@ -598,6 +598,28 @@ func TestOpenRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("killed while it recovers from a power cut", func(t *testing.T) {
+		dir := tempDir(t)
+		l, _ := openTest(t, dir, Options{Life: [32]byte{1}})
+		l.Abort()
+		for range 3 {
+			l, rec := openTest(t, dir, Options{Life: [32]byte{2}})
+			if rec != RecoverPowerCut {
+				t.Fatal(rec)
+			}
+			l.Abort()
+		}
+		l, _ = openTest(t, dir, Options{Life: [32]byte{2}})
+		if err := l.Recovered(); err != nil {
+			t.Fatal(err)
+		}
+		l.Abort()
+		l, rec := openTest(t, dir, Options{Life: [32]byte{2}})
+		if rec != RecoverKill {
+			t.Fatal(rec)
+		}
+		l.Abort()
+	})
 	t.Run("power cut", func(t *testing.T) {
 		dir := tempDir(t)
 		l, _ := openTest(t, dir, Options{Life: [32]byte{1}})

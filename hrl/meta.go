@@ -19,7 +19,8 @@ const metaName = "LOG"
 //	   0     7  magic "AIM-LOG"
 //	   7     1  version
 //	   8     4  crc   CRC-32C of bytes 12 to 127
-//	  12     4  state 1 open (or was not closed), 2 closed cleanly
+//	  12     4  state 1 open (or was not closed), 2 closed cleanly, 3 open after a
+//	                  power cut, and what that made doubtful is not in the log yet
 //	  16     8  count of changes of this file
 //	  24     8  incarnation  the newest that was ever taken
 //	  32    16  log   UUID
@@ -38,6 +39,7 @@ type meta struct {
 const (
 	metaOpen  = 1
 	metaClean = 2
+	metaDoubt = 3
 
 	metaPage  = 4096
 	metaBytes = 128
@@ -76,7 +78,7 @@ func (m *meta) decode(b []byte) error {
 	copy(m.log[:], b[32:])
 	copy(m.life[:], b[48:])
 	m.ordinal = le.Uint64(b[80:])
-	if m.state != metaOpen && m.state != metaClean {
+	if m.state < metaOpen || m.state > metaDoubt {
 		return fmt.Errorf("state %d is unknown", m.state)
 	}
 	return nil

@@ -133,6 +133,10 @@ func (d *Disk) openLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Whoever asks for a log wants to hear now that it cannot be kept.
+	if err := d.log.Ready(); err != nil {
+		return err
+	}
 	if d.Recovered, err = d.Recover(d.log, id, o.Name, found, func(n int64) {
 		if o.Progress != nil {
 			o.Progress(n)
@@ -146,7 +150,9 @@ func (d *Disk) openLog(ctx context.Context) error {
 	if why := d.Recovered.Whole; why != nil {
 		o.Warn.Warn("the log cannot vouch for this disk: all of it counts as changed", "why", why, "log", o.LogDir)
 	}
-	d.log.Recovered()
+	if err := d.log.Recovered(); err != nil {
+		return err
+	}
 	d.AttachLog(d.log, id)
 	return nil
 }
