@@ -123,6 +123,8 @@ func sum(w Workload, cs []*contestant, control *Server) WorkloadResult {
 		case row.Control:
 			second = row
 			continue
+		case row.Void != "":
+			continue
 		case row.Rival && row.name() == r.Control:
 			twin = row
 		}

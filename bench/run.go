@@ -74,16 +74,21 @@ func Run(ctx context.Context, c Config) (result *Result, err error) {
 	}
 	r := &run{Config: c, programs: map[*Server]string{}}
 	servers := Servers()
-	if err := r.find(servers); err != nil {
+	if err := checkSpace(c.Directory, c.need()); err != nil {
 		return nil, err
 	}
-	if err := checkSpace(c.Directory, c.need()); err != nil {
+	if err := r.find(servers); err != nil {
 		return nil, err
 	}
 	if r.dir, err = os.MkdirTemp(c.Directory, "afterimage-bench-*"); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
+	defer func() {
+		if ctx.Err() != nil {
+			result, err = nil, ctx.Err() // whatever went wrong is its consequence
+		}
+		err = errors.Join(err, os.RemoveAll(r.dir))
+	}()
 
 	result = &Result{
 		Begun: time.Now(), LoadBefore: load(), Directory: c.Directory, FileSystem: fileSystem(c.Directory),
@@ -99,9 +104,6 @@ func Run(ctx context.Context, c Config) (result *Result, err error) {
 		return nil, fmt.Errorf("make the image: %w", err)
 	}
 	if err := r.measure(ctx, servers, result); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err() // whatever else went wrong is its consequence
-		}
 		return nil, err
 	}
 	result.TookSeconds = time.Since(result.Begun).Seconds()

@@ -28,7 +28,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 
 func (w *WorkloadResult) table(t io.Writer) {
 	fmt.Fprintf(t, "%s\n", w.Title)
-	fmt.Fprintln(t, "SERVER\tIOPS\tSPREAD\tMEAN\tP99\tCPU/REQUEST\tRATIO\t")
+	fmt.Fprintln(t, "SERVER\tIOPS\tSPREAD\tMEAN\tP99\tCPU/REQUEST\tRATIO")
 	for _, row := range w.shown() {
 		name := row.name()
 		if row.Control {
@@ -38,10 +38,14 @@ func (w *WorkloadResult) table(t io.Writer) {
 			fmt.Fprintf(t, "%s\tVOID: %s\n", name, row.Void)
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.0f %%\t%s\t%s\t%s\t%.2f\t%s\n", name,
+		line := fmt.Sprintf("%s\t%s\t%.0f %%\t%s\t%s\t%s\t%.2f", name,
 			humanize.Comma(int64(math.Round(row.IOPS.Median))), 100*row.IOPS.Spread(),
 			micros(row.MeanSeconds.Median), micros(row.P99Seconds.Median), micros(row.CPUSeconds.Median),
-			row.Ratio.Median, w.remark(row))
+			row.Ratio.Median)
+		if remark := w.remark(row); remark != "" {
+			line += "\t" + remark
+		}
+		fmt.Fprintln(t, line)
 	}
 	fmt.Fprintf(t, "equal: %.2f to %.2f (%s twice)", w.Equal.Low, w.Equal.High, w.Control)
 	if w.TeeRatio != nil {
