@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -46,6 +48,7 @@ type testID struct{ pkg, test string }
 type follower struct {
 	tally
 	output  map[testID]*strings.Builder
+	running map[testID]bool // begun, not ended
 	parent  map[testID]bool // has subtests
 	blamed  map[testID]bool // a subtest has failed: it is counted already
 	build   map[string]*strings.Builder
@@ -55,10 +58,11 @@ type follower struct {
 // follow runs a command that prints test events and adds them up.
 func follow(cmd *exec.Cmd) (tally, error) {
 	f := follower{
-		output: map[testID]*strings.Builder{},
-		parent: map[testID]bool{},
-		blamed: map[testID]bool{},
-		build:  map[string]*strings.Builder{},
+		output:  map[testID]*strings.Builder{},
+		running: map[testID]bool{},
+		parent:  map[testID]bool{},
+		blamed:  map[testID]bool{},
+		build:   map[string]*strings.Builder{},
 		// In CI everything is there that a test can ask for.
 		noSkips: os.Getenv("CI") != "",
 	}
@@ -97,6 +101,7 @@ func (f *follower) event(e *event) {
 	id := testID{e.Package, e.Test}
 	switch e.Action {
 	case "run":
+		f.running[id] = true
 		if p, ok := id.parent(); ok {
 			f.parent[p] = true
 		}
@@ -110,10 +115,13 @@ func (f *follower) event(e *event) {
 		}
 		b.WriteString(e.Output)
 	case "pass":
+		delete(f.running, id)
 		f.finish(e, id)
 	case "skip":
+		delete(f.running, id)
 		f.skip(e, id)
 	case "fail":
+		delete(f.running, id)
 		f.fail(e, id)
 	}
 }
@@ -154,9 +162,15 @@ func (f *follower) fail(e *event, id testID) {
 		f.failed++
 	case e.Test == "":
 		fmt.Printf("   FAIL %-40s %6.1fs\n", e.Package, e.Elapsed)
+		// A process that dies says why in the output of whatever test it was in.
+		unfinished := f.unfinished(e.Package)
+		for _, id := range unfinished {
+			fmt.Printf("   FAIL %s %s has not ended\n", id.pkg, id.test)
+			f.print(id)
+		}
 		if !f.blamed[whole] {
 			f.print(id)
-			f.failed++
+			f.failed += max(1, len(unfinished))
 		}
 	default:
 		fmt.Printf("   FAIL %s %s\n", e.Package, e.Test)
@@ -178,6 +192,24 @@ func (f *follower) keep(id testID) *strings.Builder {
 		f.output[id] = b
 	}
 	return b
+}
+
+// unfinished lists the tests of a package that have begun and not ended, but
+// not those of which a subtest has not ended.
+func (f *follower) unfinished(pkg string) []testID {
+	var ids []testID
+	for id := range f.running {
+		if id.pkg != pkg {
+			continue
+		}
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(f.running)), func(o testID) bool {
+			return o.pkg == pkg && strings.HasPrefix(o.test, id.test+"/")
+		}) {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b testID) int { return strings.Compare(a.test, b.test) })
+	return ids
 }
 
 func (f *follower) print(id testID) {

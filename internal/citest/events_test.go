@@ -32,6 +32,11 @@ func TestFollow(t *testing.T) {
 {"Action":"fail","Package":"p"}`},
 		{name: "a package that dies without a failed test", exit: "1", want: tally{passed: 1, failed: 1},
 			events: pass + `{"Action":"fail","Package":"p"}`},
+		{name: "a package that dies in a test", exit: "1", want: tally{passed: 1, failed: 1}, events: pass + `
+{"Action":"run","Package":"p","Test":"TestB"}
+{"Action":"run","Package":"p","Test":"TestB/x"}
+{"Action":"output","Package":"p","Test":"TestB/x","Output":"panic: why\n"}
+{"Action":"fail","Package":"p"}`},
 		{name: "does not build", exit: "1", want: tally{failed: 1}, events: `
 {"ImportPath":"p [p.test]","Action":"build-output","Output":"p.go:1: no\n"}
 {"ImportPath":"p [p.test]","Action":"build-fail"}
