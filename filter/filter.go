@@ -3,6 +3,7 @@ package filter
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -15,6 +16,9 @@ type Options struct {
 	// Workers is how many requests may wait at once outside the goroutines
 	// that submit them; 0: 64.
 	Workers int
+	// Warn is told when the log begins to fail, and when it works again; nil:
+	// slog.Default().
+	Warn *slog.Logger
 	// Latch is the file that keeps the error latch over restarts; empty: it
 	// is kept in memory alone.
 	Latch string
@@ -38,6 +42,9 @@ type Filter struct {
 	workers blockdev.Workers
 	groups  sync.Pool // *group
 	stats   counters
+
+	warn   *slog.Logger
+	logBad atomic.Bool // the last append failed
 
 	inflight atomic.Int64 // requests submitted and not completed
 	drain    sync.Mutex   // guards drained
@@ -80,6 +87,10 @@ func New(dev blockdev.Device, o Options) (*Filter, error) {
 		o.Workers = 64
 	}
 	f.workers.Max = o.Workers
+	f.warn = o.Warn
+	if f.warn == nil {
+		f.warn = slog.Default()
+	}
 	f.info.BlockSize, f.info.MemAlign, f.info.Slow = 1, 1, false
 	f.info.Preferred = max(info.Preferred, 4096)
 	f.drained = sync.NewCond(&f.drain)
@@ -204,6 +215,19 @@ func (f *Filter) gap(t *tee, off, length int64) {
 	g.Add(hrl.GapEntry(t.disk, off, length))
 	if t.log.Append(g) == nil {
 		t.log.Finished(g)
+	}
+}
+
+// logFailed and logWorked tell the operator, once each time.
+func (f *Filter) logFailed(why error) {
+	if f.logBad.CompareAndSwap(false, true) {
+		f.warn.Warn("the log fails: what is written from now on becomes a gap", "disk", f.info.Name, "why", why)
+	}
+}
+
+func (f *Filter) logWorked() {
+	if f.logBad.Load() && f.logBad.CompareAndSwap(true, false) {
+		f.warn.Info("the log works again", "disk", f.info.Name, "gap_bytes", f.gaps.bytes())
 	}
 }
 

@@ -3,6 +3,7 @@ package filter
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -71,6 +72,7 @@ func tempDir(t *testing.T) string {
 
 func newFilter(t *testing.T, dev blockdev.Device, o Options) *Filter {
 	t.Helper()
+	o.Warn = slog.New(slog.DiscardHandler)
 	f, err := New(dev, o)
 	if err != nil {
 		t.Fatal(err)

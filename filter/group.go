@@ -189,14 +189,18 @@ func (g *group) tee() {
 	}
 	g.appended = err == nil
 	if err != nil {
+		g.f.logFailed(err)
 		g.gaps()
+	} else {
+		g.f.logWorked()
 	}
 	g.finish()
 }
 
 // carryOn is what goes on in the place of a goroutine that is stuck in the
 // log's append (hrl.Group.Abandoned).
-func (g *group) carryOn(error) {
+func (g *group) carryOn(why error) {
+	g.f.logFailed(why)
 	g.abandoned = true
 	for _, r := range g.writes {
 		r.Stolen = true // the append may still read it

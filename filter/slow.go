@@ -255,7 +255,8 @@ func (c *change) tee(n int) {
 		}
 		g, next := hrl.NewGroup(), n+1
 		g.Add(e)
-		g.Abandoned = func(error) {
+		g.Abandoned = func(why error) {
+			c.f.logFailed(why)
 			// This goroutine carries on for the one that is stuck.
 			c.r.Stolen = true
 			c.f.gaps.add(e.Off, e.Len)
@@ -263,10 +264,12 @@ func (c *change) tee(n int) {
 		}
 		switch err := c.t.log.Append(g); err {
 		case nil:
+			c.f.logWorked()
 			c.logged = append(c.logged, g)
 		case hrl.ErrAbandoned:
 			return
 		default:
+			c.f.logFailed(err)
 			c.f.gaps.add(e.Off, e.Len)
 		}
 	}

@@ -95,7 +95,7 @@ func (d *Disk) open(ctx context.Context) error {
 			return fmt.Errorf("reopen: %w", err)
 		}
 	}
-	if d.Filter, err = filter.New(d.dev, filter.Options{Latch: latch}); err != nil {
+	if d.Filter, err = filter.New(d.dev, filter.Options{Latch: latch, Warn: o.Warn}); err != nil {
 		return err
 	}
 	if err := d.Latched(); err != nil {
