@@ -19,7 +19,7 @@ type Segments struct {
 	Segments []*Segment
 	unused   []string // segment files in which nothing counts
 	buf      []byte   // of scans and walks, one at a time
-	headers  bool     // read no more than the headers
+	headers  bool     // read no more than headers and the disks they are followed by
 }
 
 // A Segment is one opened segment.
@@ -184,7 +184,9 @@ func (r *Segments) add(path string, named bool) error {
 	case r.otherLog(s) != "":
 		f.Close()
 		return fmt.Errorf("%s and %s belong to different logs", r.otherLog(s), path)
-	case !r.headers:
+	case r.headers:
+		r.readDisks(s)
+	default:
 		if s, err = r.scanLive(s); err != nil {
 			f.Close()
 			return err
@@ -475,6 +477,19 @@ func checkResize(h *frameHeader, payload []byte) error {
 		return fmt.Errorf("a resize to %d bytes of the range from %d to %d", size, h.off, h.off+h.len)
 	}
 	return nil
+}
+
+// readDisks reads no more of the segment than the disks it names at its start.
+func (r *Segments) readDisks(s *Segment) {
+	w := window{r: r, s: s}
+	for off := int64(headerBytes); ; {
+		h, p, err := w.frame(off, s.head.size, false, nil)
+		if err != nil || h.kind != KindDisk || s.accept(h, p) != nil {
+			return
+		}
+		off += h.span()
+		s.prev = uint32(h.span())
+	}
 }
 
 // moreFrames reports whether a good frame begins anywhere in [off, limit).

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -31,6 +32,7 @@ type serveOptions struct {
 	pidfile     string
 	log         string // directory
 	logQuota    string // SIZE
+	appendLimit time.Duration
 	reopen      bool
 	connections int
 }
@@ -76,6 +78,7 @@ end; a second one kills. SIGUSR1 prints statistics to stderr.`,
 	f.IntVar(&o.connections, "connections", 64, "serve at most `N` connections at a time")
 	f.StringVar(&o.log, "log", "", "tee every change into the replica log in `DIR`")
 	f.StringVar(&o.logQuota, "log-quota", "", "let the log have at most `SIZE`; beyond it the oldest is given up and becomes a gap (default: no limit, nothing is ever given up)")
+	f.DurationVar(&o.appendLimit, "append-limit", 50*time.Millisecond, "how long a guest's write waits for the log before it becomes a gap")
 	f.BoolVar(&o.reopen, "reopen", false, "the operator's word that a disk of which a sync failed may be used again")
 	formatFlag(cmd, &o.disk)
 	return cmd
@@ -167,7 +170,7 @@ func (a *app) announce(listeners []listener, name string, disk *shim.Disk) error
 // openServed opens an image with what stands between it and its clients.
 func (a *app) openServed(ctx context.Context, image, name string, o serveOptions) (*shim.Disk, error) {
 	so := shim.Options{
-		Name: name, LogDir: o.log, Reopen: o.reopen,
+		Name: name, LogDir: o.log, Reopen: o.reopen, AppendLimit: o.appendLimit,
 		Warn: slog.New(slog.NewTextHandler(a.stderr, nil)),
 	}
 	if so.Name == "" {
@@ -186,6 +189,8 @@ func (a *app) openServed(ctx context.Context, image, name string, o serveOptions
 	switch {
 	case o.log == "" && o.logQuota != "":
 		return nil, usagef("--log-quota bounds a log: name its directory with --log")
+	case o.appendLimit < time.Millisecond:
+		return nil, usagef("--append-limit %v: at least 1ms is needed", o.appendLimit)
 	case o.log != "" && o.disk.readOnly:
 		return nil, usagef("--log and --read-only: a disk that nobody changes has nothing to log")
 	}

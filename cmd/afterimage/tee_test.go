@@ -119,8 +119,7 @@ func TestKillTee(t *testing.T) {
 
 	torn := 0
 	for round := range rounds {
-		p := start(t, "serve", disk, "-U", disk+".sock", "--log", log)
-		uri := p.line()
+		p, uri := serveTee(t, disk, log)
 		// What a client sees, with overlapping writes of all sizes, zeroes,
 		// trims, flushes and FUA beside it.
 		cmd := exec.Command(fio, "--name=load", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--rwmixread=20",
@@ -147,8 +146,7 @@ func TestKillTee(t *testing.T) {
 		c.Close()
 
 		// Restart and stop: the log is whole again.
-		p = start(t, "serve", disk, "-U", disk+".sock", "--log", log, "--json")
-		p.line()
+		p, _ = serveTee(t, disk, log)
 		if p.stats(t).Recovered.AgainBytes > 0 {
 			torn++
 		}
@@ -236,4 +234,195 @@ func (p *process) stats(t *testing.T) serveStats {
 	}
 	t.Fatalf("no statistics: %s", p.stderr.String())
 	panic("unreachable")
+}
+
+// serveTee starts a server that tees, and waits until the disk can be opened.
+func serveTee(t *testing.T, disk, log string, more ...string) (*process, string) {
+	t.Helper()
+	// A loaded machine is late now and then, and that would be a gap.
+	p := start(t, append([]string{"serve", disk, "-U", disk + ".sock", "--log", log, "--append-limit", "1m"}, more...)...)
+	return p, p.line()
+}
+
+// TestTeeRefused: logs that are another's, or in use, are left alone.
+func TestTeeRefused(t *testing.T) {
+	disk, other := image(t, 1<<20), image(t, 1<<20)
+	log := filepath.Join(t.TempDir(), "log")
+	p, _ := serveTee(t, disk, log)
+	status, _, stderr := runCommand(t, "serve", other, "-U", other+".sock", "--log", log)
+	if status != statusRefused || !strings.Contains(stderr, "in use by another process") || !strings.Contains(stderr, "hint: ") {
+		t.Errorf("a log in use: status %d: %s", status, stderr)
+	}
+	c := dial(t, uriOf(disk+".sock", "disk"))
+	if err := blockdev.WriteAt(c, make([]byte, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Fatal(status, p.stderr.String())
+	}
+	status, _, stderr = runCommand(t, "serve", other, "-U", other+".sock", "--log", log, "--export", "data")
+	if status != statusRefused || !strings.Contains(stderr, `logs disk "disk"`) {
+		t.Errorf("another disk's log: status %d: %s", status, stderr)
+	}
+}
+
+// TestTeeDamaged: a log that rots is found by every command, and the server that
+// is started on it serves, says so, and trusts nothing of it.
+func TestTeeDamaged(t *testing.T) {
+	disk := image(t, 1<<20)
+	log := filepath.Join(t.TempDir(), "log")
+	p, uri := serveTee(t, disk, log)
+	c := dial(t, uri)
+	for i := range int64(20) {
+		if err := blockdev.WriteAt(c, []byte(strings.Repeat("x", 4096)), i*8192); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Close()
+	p.end(syscall.SIGKILL)
+	segments, err := filepath.Glob(filepath.Join(log, "*.hrl"))
+	if err != nil || len(segments) == 0 {
+		t.Fatal(segments, err)
+	}
+	f, err := os.OpenFile(segments[0], os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{0xff}, 20000); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	began := filepath.Join(filepath.Dir(disk), "began.raw")
+	if err := blockdev.CreateFile(began, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"log", "verify", log}, {"log", "show", log}, {"log", "replay", log, "--onto", began}} {
+		if status, stdout, stderr := runCommand(t, args...); status != statusDamaged || !strings.Contains(stdout+stderr, segments[0]) {
+			t.Errorf("%v: status %d: %s%s", args, status, stdout, stderr)
+		}
+	}
+	fileHas(t, began, 0, 0)
+	p, uri = serveTee(t, disk, log)
+	if s := p.stats(t); s.Recovered.GapBytes != 1<<20 || s.Filter.GapBytes != 1<<20 {
+		t.Errorf("a log that rotted: %+v", s)
+	}
+	if !strings.Contains(p.stderr.String(), "cannot vouch") {
+		t.Errorf("the operator was told %s", p.stderr.String())
+	}
+	useDisk(t, dial(t, uri), 0, 9)
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("status %d: %s", status, p.stderr.String())
+	}
+}
+
+// TestTeeLatchIsBesideTheImage is about where it is kept, whatever way leads to
+// the image; what it does is the filter's.
+func TestTeeLatchIsBesideTheImage(t *testing.T) {
+	disk := image(t, 1<<20)
+	link := filepath.Join(t.TempDir(), "link.raw")
+	if err := os.Symlink(disk, link); err != nil {
+		t.Fatal(err)
+	}
+	beside := disk + ".afterimage"
+	if err := os.Mkdir(beside, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(beside, "latch"), []byte(`{"disk":"vm","why":"input/output error"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "serve", link, "-U", link+".sock")
+	c := dial(t, p.line())
+	if err := blockdev.Flush(c); err == nil {
+		t.Error("a flush of a latched disk succeeded")
+	}
+	c.Close()
+	if status := p.end(syscall.SIGTERM); status == 0 || !strings.Contains(p.stderr.String(), "reopened") {
+		t.Errorf("a latched disk: status %d: %s", status, p.stderr.String())
+	}
+	p = start(t, "serve", link, "-U", link+".sock", "--reopen")
+	c = dial(t, p.line())
+	if err := blockdev.Flush(c); err != nil {
+		t.Error(err)
+	}
+	c.Close()
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("a reopened disk: status %d: %s", status, p.stderr.String())
+	}
+}
+
+// TestTeeQuota: a log at its quota stays there, and the disk goes on.
+func TestTeeQuota(t *testing.T) {
+	dir := memDir(t)
+	disk, log := filepath.Join(dir, "vm.raw"), filepath.Join(dir, "log")
+	if err := blockdev.CreateFile(disk, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	p, uri := serveTee(t, disk, log, "--log-quota", "40M")
+	c := dial(t, uri)
+	b := make([]byte, 1<<20)
+	for i := range int64(200) {
+		b[0] = byte(i)
+		if err := blockdev.WriteAt(c, b, i%8<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Close()
+	if s := p.stats(t); s.Log.Reclaimed == 0 || s.Filter.GapBytes != 8<<20 {
+		t.Errorf("at the quota: %+v %+v", s.Filter, s.Log)
+	}
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("status %d: %s", status, p.stderr.String())
+	}
+	files, err := filepath.Glob(filepath.Join(log, "*.hrl"))
+	if err != nil || len(files)*4 > 40 {
+		t.Errorf("%d segments: %v", len(files), err)
+	}
+}
+
+// TestRootLogDirectories: a log directory without room is refused at the start;
+// one that fills up while the server runs is no concern of the guest.
+func TestRootLogDirectories(t *testing.T) {
+	testenv.NeedRoot(t)
+	disk := image(t, 4<<20)
+	mount := func(size string) string {
+		dir := t.TempDir()
+		peer(t, "mount", "-t", "tmpfs", "-o", "size="+size, "none", dir)
+		t.Cleanup(func() { peer(t, "umount", "--lazy", dir) })
+		return dir
+	}
+	full := mount("1M")
+	if status, _, stderr := runCommand(t, "serve", disk, "-U", disk+".sock", "--log", filepath.Join(full, "log")); status != statusRefused || !strings.Contains(stderr, "no room for changes") {
+		t.Errorf("a full directory: status %d: %s", status, stderr)
+	}
+	readOnly := t.TempDir()
+	peer(t, "mount", "-t", "tmpfs", "-o", "ro", "none", readOnly)
+	t.Cleanup(func() { peer(t, "umount", "--lazy", readOnly) })
+	if status, _, stderr := runCommand(t, "serve", disk, "-U", disk+".sock", "--log", filepath.Join(readOnly, "log")); status == 0 || !strings.Contains(stderr, "read-only file system") {
+		t.Errorf("a read-only directory: status %d: %s", status, stderr)
+	}
+	small := filepath.Join(mount("200M"), "log")
+	p, uri := serveTee(t, disk, small)
+	c := dial(t, uri)
+	b := make([]byte, 1<<20)
+	for i := range int64(300) {
+		b[0] = byte(i)
+		if err := blockdev.WriteAt(c, b, i%4<<20); err != nil {
+			t.Fatalf("the guest's write failed with the log: %v", err)
+		}
+	}
+	if err := blockdev.Flush(c); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if s := p.stats(t); s.Filter.GapBytes != 4<<20 || s.Log.Failed == 0 {
+		t.Errorf("with a full log: %+v %+v", s.Filter, s.Log)
+	}
+	if !strings.Contains(p.stderr.String(), "the log fails") {
+		t.Errorf("the operator was told %s", p.stderr.String())
+	}
+	p.end(syscall.SIGTERM)
+	if status, _, stderr := runCommand(t, "log", "replay", small, "--onto", disk); status != statusDamaged && !strings.Contains(p.stderr.String(), "no room to say so") {
+		t.Errorf("a log that lacks changes replays: status %d: %s", status, stderr)
+	}
 }

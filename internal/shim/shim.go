@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"afterimage/blockdev"
 	"afterimage/filter"
@@ -40,6 +41,9 @@ type Options struct {
 	LogDir string
 	// LogQuota bounds the log, in bytes; 0: nothing is ever given up.
 	LogQuota int64
+	// AppendLimit is how long a guest's write may wait for the log; 0: the
+	// usual time.
+	AppendLimit time.Duration
 	// SegmentBytes is the size of the log's segments; 0: the usual one.
 	SegmentBytes int64
 	// Reopen is the operator's word that a disk whose sync failed may be
@@ -109,7 +113,7 @@ func (d *Disk) open(ctx context.Context) error {
 
 func (d *Disk) openLog(ctx context.Context) error {
 	o := &d.opt
-	opt := hrl.Options{SegmentBytes: o.SegmentBytes, Quota: o.LogQuota}
+	opt := hrl.Options{SegmentBytes: o.SegmentBytes, Quota: o.LogQuota, AppendLimit: o.AppendLimit}
 	if o.LogQuota > 0 {
 		opt.SegmentBytes, opt.Prewrite = segmentFor(o.LogQuota, o.SegmentBytes), true
 		opt.Reclaimed = func(s *hrl.BlockSet) {
