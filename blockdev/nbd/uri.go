@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 )
@@ -68,6 +69,8 @@ func parseURI(s string) (URI, error) {
 			return URI{}, errors.New("a socket needs the scheme nbd+unix")
 		case p.Hostname() == "":
 			return URI{}, errors.New("the host is missing")
+		case strings.Contains(p.Hostname(), ":") && !isIPv6(p.Hostname()):
+			return URI{}, fmt.Errorf("the host %.100q has colons and is no IPv6 address", p.Hostname())
 		}
 		port := p.Port()
 		if port == "" {
@@ -86,6 +89,11 @@ func parseURI(s string) (URI, error) {
 	}
 	u.Socket = socket
 	return u, nil
+}
+
+func isIPv6(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Is6()
 }
 
 // socketParameter finds socket=PATH in a query. Unlike in forms, + is itself.
