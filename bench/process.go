@@ -17,6 +17,10 @@ const (
 	startLimit = 20 * time.Second // until a server accepts clients
 	stopLimit  = 60 * time.Second // until it has ended
 	pollEvery  = 2 * time.Millisecond
+
+	// A server is at rest when it used no CPU time for so long, a few ticks.
+	restWindow = 3 * tick
+	restLimit  = 2 * time.Second // then it is measured as it is
 )
 
 // own makes a program end with us, and lets an interrupt at the terminal come
@@ -73,6 +77,28 @@ func (p *process) ready(ctx context.Context, socket string) error {
 			return fmt.Errorf("no clients are accepted after %v: %w", startLimit, err)
 		}
 	}
+}
+
+// rest waits until the server has done what it does at its start, such as
+// preparing a log: what is measured is a disk that has been served for a while.
+func (p *process) rest(ctx context.Context) error {
+	deadline := time.Now().Add(restLimit)
+	for last := time.Duration(-1); time.Now().Before(deadline); {
+		u, err := usageOf(p.pid())
+		if err != nil {
+			return fmt.Errorf("%s: %w%s", p.name, err, quoted(p.stderr.bytes()))
+		}
+		if u.cpu == last {
+			return nil
+		}
+		last = u.cpu
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(restWindow):
+		}
+	}
+	return nil
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }

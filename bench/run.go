@@ -285,6 +285,9 @@ func (r *run) cell(ctx context.Context, s *Server, w Workload, runtime time.Dura
 
 // client lets fio work on a running server and takes the server's share.
 func (r *run) client(ctx context.Context, server *process, w Workload, runtime time.Duration, socket string) (sample, error) {
+	if err := server.rest(ctx); err != nil {
+		return sample{}, err
+	}
 	before, err := usageOf(server.pid())
 	if err != nil {
 		return sample{}, err

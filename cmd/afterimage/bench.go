@@ -57,7 +57,7 @@ afterwards. fio, nbdkit and qemu-utils must be installed.`,
 	f.StringVar(&o.size, "size", "256M", "`SIZE` of the image")
 	f.StringVar(&o.output, "output", "", "write the result, as JSON, to `FILE` too")
 	f.IntVar(&o.rounds, "rounds", 3, "measure every server `N` times")
-	f.DurationVar(&o.cell, "cell", 500*time.Millisecond, "measure each time for `DURATION`")
+	f.DurationVar(&o.cell, "cell", 300*time.Millisecond, "measure each time for `DURATION`")
 	return cmd
 }
 
