@@ -268,8 +268,6 @@ func (r *Segments) Close() error {
 const (
 	// scanChunk is how much is read at once.
 	scanChunk = 1 << 20
-	// frameSpanMax is the longest frame.
-	frameSpanMax = frameBytes + setPayloadMax
 )
 
 // window is a piece of a segment in memory. It moves up or down as frames are
