@@ -47,7 +47,10 @@
 // A write that fails leaves unknown bytes: its range is a gap, in memory and in the
 // log, before the guest has its error (RULES L3). A sync that fails, whoever
 // asked for it, is final: the latch makes every later FLUSH and FUA fail, over
-// restarts, until an operator reopens the disk (rule R9).
+// restarts, until an operator reopens the disk (rule R9). Syncs that run at once
+// wait for each other's outcome, for Linux tells one of them alone. What was
+// written before may vanish from the page cache although the log has it, so the whole
+// disk becomes a gap, then and again when it is next opened (RULES F6).
 //
 // # Durable steps
 //

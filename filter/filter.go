@@ -39,6 +39,7 @@ type Filter struct {
 	gaps    gapMap
 	latch   latch
 	flusher flusher
+	syncs   syncOrder
 	workers blockdev.Workers
 	groups  sync.Pool // *group
 	stats   counters
@@ -95,6 +96,7 @@ func New(dev blockdev.Device, o Options) (*Filter, error) {
 	f.info.Preferred = max(info.Preferred, 4096)
 	f.drained = sync.NewCond(&f.drain)
 	f.flusher.sync = f.syncDisk
+	f.syncs.changed.L = &f.syncs.mu
 	f.groups.New = func() any { return newGroup(f) }
 	f.latch.path = o.Latch
 	if err := f.latch.load(); err != nil {
@@ -116,6 +118,21 @@ func (f *Filter) Extents(off, length int64, visit func(blockdev.Run) bool) error
 
 // Latched is the error of the latch: why the disk cannot be made durable, or nil.
 func (f *Filter) Latched() error { return f.latch.err() }
+
+// Reopen is the operator's word that the disk may be called durable again. It
+// comes after Recover, which has to know that it could not be.
+func (f *Filter) Reopen() error { return f.latch.clear() }
+
+// syncFailed latches that a sync of the disk failed, and returns what is latched.
+// What was written and is not durable may now vanish from the page cache,
+// long after the log had it: the log can vouch for nothing (RULES F6).
+func (f *Filter) syncFailed(why error) error {
+	first, err := f.latch.set(f.info.Name, why)
+	if first {
+		f.gap(f.locks.teeNow(), 0, f.Size())
+	}
+	return err
+}
 
 // AttachLog turns the tee on: when it returns, every change from then on is
 // logged, and every change that is not has finished, so a copy may begin
@@ -177,20 +194,14 @@ func (f *Filter) Resize(size int64) error {
 	}
 	var logged *hrl.Group
 	if t != nil {
-		g := hrl.NewGroup()
-		g.Add(hrl.ResizeEntry(t.disk, old, size))
-		if err := t.log.Append(g); err == nil {
-			logged = g
-		} else {
+		if logged = t.note(hrl.ResizeEntry(t.disk, old, size)); logged == nil {
 			f.gaps.add(min(old, size), max(old, size)-min(old, size))
 		}
 	}
 	err := f.dev.Resize(size)
 	if err != nil && logged != nil {
 		// The log says what did not happen: say how it is.
-		g := hrl.NewGroup()
-		g.Add(hrl.ResizeEntry(t.disk, size, f.dev.Size()))
-		if t.log.Append(g) == nil {
+		if g := t.note(hrl.ResizeEntry(t.disk, size, f.dev.Size())); g != nil {
 			t.log.Finished(g)
 		}
 		f.gap(t, min(old, size), max(old, size)-min(old, size))
@@ -205,17 +216,35 @@ func (f *Filter) Resize(size int64) error {
 const wholeDisk = 1 << 60
 
 // gap stores that the log lacks a range, in memory and, where it still takes
-// anything, in the log itself. It comes before the guest is answered.
-func (f *Filter) gap(t *tee, off, length int64) {
+// anything, in the log itself, and reports whether the log has it. It comes
+// before the guest is answered.
+func (f *Filter) gap(t *tee, off, length int64) bool {
 	f.gaps.add(off, length)
 	if t == nil {
-		return
+		return false
 	}
+	g := t.note(hrl.GapEntry(t.disk, off, length))
+	if g == nil {
+		return false
+	}
+	t.log.Finished(g)
+	return true
+}
+
+// note appends an entry that no guest's write belongs to and that owns its
+// payload. It returns nil if that failed, and after the log's limit at the latest,
+// for the caller holds a range: what hangs in the append then is a goroutine of
+// its own, which ends when the log's disk answers.
+func (t *tee) note(e hrl.Entry) *hrl.Group {
 	g := hrl.NewGroup()
-	g.Add(hrl.GapEntry(t.disk, off, length))
-	if t.log.Append(g) == nil {
-		t.log.Finished(g)
+	g.Add(e)
+	outcome := make(chan error, 2) // of the append that was abandoned, too
+	g.Abandoned = func(why error) { outcome <- why }
+	go func() { outcome <- t.log.Append(g) }()
+	if <-outcome != nil {
+		return nil
 	}
+	return g
 }
 
 // logFailed and logWorked tell the operator, once each time.
@@ -234,8 +263,9 @@ func (f *Filter) logWorked() {
 // Close makes the disk durable. The caller has drained it and submits nothing
 // any more. It does not close the device.
 func (f *Filter) Close() error {
+	// Not the workers: one may hang in an append that was abandoned. Its
+	// request is completed, and it touches nothing but the log any more.
 	f.Drain()
-	f.workers.Wait()
 	if f.info.ReadOnly {
 		return nil
 	}

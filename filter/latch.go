@@ -65,13 +65,14 @@ func (l *latch) err() error {
 	return l.reason
 }
 
-// set latches, durably if that can be done, and returns what is latched. It
-// comes before the request that found the failure is answered.
-func (l *latch) set(disk string, why error) error {
+// set latches, durably if that can be done, and returns whether nothing was
+// latched before and what is latched. It comes before the request that found the
+// failure is answered.
+func (l *latch) set(disk string, why error) (first bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.reason != nil {
-		return l.reason
+		return false, l.reason
 	}
 	e := &LatchedError{Disk: disk, When: time.Now(), Why: why.Error()}
 	l.reason = e
@@ -82,7 +83,7 @@ func (l *latch) set(disk string, why error) error {
 			e.Why += fmt.Sprintf(" (and this could not be recorded: %v)", err)
 		}
 	}
-	return e
+	return true, e
 }
 
 // store writes the file durably: content, then name. Half a file counts as
@@ -109,15 +110,22 @@ func (l *latch) store(e *LatchedError) error {
 	return syncDir(filepath.Dir(l.path))
 }
 
-// ClearLatch is the operator's word that the disk may be used again.
-func ClearLatch(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// clear forgets what is latched, durably first.
+func (l *latch) clear() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.path != "" {
+		switch err := os.Remove(l.path); {
+		case err == nil:
+			if err := syncDir(filepath.Dir(l.path)); err != nil {
+				return err
+			}
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
 	}
-	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return syncDir(filepath.Dir(path))
+	l.reason = nil
+	return nil
 }
 
 func syncDir(dir string) error {

@@ -185,6 +185,13 @@ func (l *lock) isWide() bool { return (l.end-1)/lockBlock-l.off/lockBlock >= loc
 // bucket spreads block numbers; neighbours get different buckets.
 func bucket(b int64) int64 { return (b ^ b>>12) & (lockBuckets - 1) }
 
+// teeNow is the tee that a lock taken now would be given.
+func (t *lockTable) teeNow() *tee {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tee
+}
+
 // setTee changes the tee and returns when every request that used the old one
 // has finished (RULES A7). Barriers are made one at a time; see Filter.barrier.
 func (t *lockTable) setTee(tee *tee) {

@@ -29,50 +29,93 @@ type Recovered struct {
 // the log names is read, and where the disk differs from its newest frame, the
 // disk's bytes are logged again (RULES E5). The disk is the truth and is never written.
 //
-// After anything else, and if a segment is damaged, frames prove nothing about
-// the disk (rule R7): all of it becomes a gap, which the log is told too.
+// After anything else, if a segment is damaged, and if a sync of the disk failed,
+// frames prove nothing about the disk (rules R7 and R9): all of it becomes a gap, which the log is told too.
+//
+// A disk whose size is not what the log says was resized meanwhile; that is
+// logged.
 //
 // A crash during the recovery leaves the same log, perhaps with some ranges
 // logged again; the next one does it all once more.
 func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.Recovery, progress func(bytes int64)) (Recovered, error) {
 	out := Recovered{Found: found}
-	switch found {
-	case hrl.RecoverNew, hrl.RecoverClean:
+	if found == hrl.RecoverNew {
 		return out, nil
-	case hrl.RecoverPowerCut:
+	}
+	a := &again{f: f, tee: &tee{log, disk}, out: &out, progress: progress}
+	size := f.Size()
+	old, known := knownSize(log, name)
+	if known && old != size {
+		a.resized(old, size)
+	}
+	latched := f.latch.err()
+	switch {
+	case latched != nil:
+		out.Whole = latched
+	case found == hrl.RecoverPowerCut:
 		out.Whole = errors.New("the host stopped, or log or disk were mounted anew, while the log was open")
-	default:
+	case found == hrl.RecoverKill:
 		segs, err := log.Segments()
 		if err != nil {
 			return out, err
 		}
 		defer segs.Close()
-		a := &again{f: f, log: log, disk: disk, out: &out, progress: progress}
 		_, err = segs.Latest(name, a.compare)
 		switch {
-		case errors.Is(err, hrl.ErrNoDisk):
-			return out, nil // nothing was ever logged of it
+		case err == nil, errors.Is(err, hrl.ErrNoDisk): // nothing was ever logged of it
 		case errors.Is(err, hrl.ErrDamaged):
 			out.Whole = err
-		case err != nil:
+		default:
 			return out, fmt.Errorf("compare %s with its log: %w", f.info.Name, err)
 		}
 	}
-	if out.Whole != nil {
-		out.GapBytes = f.Size()
-		f.gap(&tee{log, disk}, 0, f.Size())
+	switch {
+	case out.Whole != nil:
+		out.GapBytes = size
+		if !f.gap(a.tee, 0, size) {
+			// Were it in memory alone, a kill would leave a log that looks
+			// as if it could be relied on.
+			return out, fmt.Errorf("%w, and the log takes no note of that", out.Whole)
+		}
+	case known && size > old:
+		// The log now says that what came anew is zero.
+		if err := a.compare(&hrl.Version{Kind: hrl.KindZero, Off: old, Len: size - old}); err != nil {
+			return out, fmt.Errorf("compare %s with its log: %w", f.info.Name, err)
+		}
 	}
 	return out, nil
+}
+
+// knownSize is the size in bytes that the disk had in the log when it was last
+// opened.
+func knownSize(log *hrl.Log, name string) (size int64, ok bool) {
+	for _, d := range log.Known() {
+		if d.Name == name {
+			return d.Size, true
+		}
+	}
+	return 0, false
 }
 
 // again compares the disk with the log.
 type again struct {
 	f        *Filter
-	log      *hrl.Log
-	disk     hrl.DiskID
+	tee      *tee
 	out      *Recovered
 	progress func(int64)
 	buf      []byte
+}
+
+// resized logs that the disk's size changed while nobody logged it: what the
+// log says of the bytes between must not come back (RULES L2).
+func (a *again) resized(old, size int64) {
+	if g := a.tee.note(hrl.ResizeEntry(a.tee.disk, old, size)); g != nil {
+		a.tee.log.Finished(g)
+		return
+	}
+	lo, hi := min(old, size), max(old, size)
+	a.f.gaps.add(lo, hi-lo)
+	a.out.GapBytes += hi - lo
 }
 
 func (a *again) compare(v *hrl.Version) error {
@@ -150,8 +193,8 @@ func (a *again) span(off int64, want []byte) error {
 
 func (a *again) logAgain(off int64, p []byte) error {
 	g := hrl.NewGroup()
-	g.Add(hrl.Entry{Kind: hrl.KindWrite, Disk: a.disk, Off: off, Len: int64(len(p)), Data: p})
-	if err := a.log.Append(g); err != nil {
+	g.Add(hrl.Entry{Kind: hrl.KindWrite, Disk: a.tee.disk, Off: off, Len: int64(len(p)), Data: p})
+	if err := a.tee.log.Append(g); err != nil {
 		if errors.Is(err, hrl.ErrLate) {
 			a.buf = nil // the append may still read it
 		}
@@ -159,7 +202,7 @@ func (a *again) logAgain(off int64, p []byte) error {
 		a.out.GapBytes += int64(len(p))
 		return nil
 	}
-	a.log.Finished(g)
+	a.tee.log.Finished(g)
 	a.out.AgainBytes += int64(len(p))
 	return nil
 }

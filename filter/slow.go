@@ -281,6 +281,11 @@ func (c *change) finish() {
 	f, r := c.f, c.r
 	begin := blockdev.Monotonic()
 	f.stats.Append.record(begin - c.begin)
+	fua := r.Flags&blockdev.FlagFUA != 0
+	var ticket uint64
+	if fua {
+		ticket = f.syncs.begin()
+	}
 	f.dev.Do(c.parts)
 	f.stats.Disk.record(blockdev.Monotonic() - begin)
 	for _, p := range c.parts {
@@ -296,13 +301,16 @@ func (c *change) finish() {
 		}
 		f.stats.Errors.Add(1)
 		f.gap(c.t, p.Off, p.Len)
-		if r.Flags&blockdev.FlagFUA != 0 && isDiskError(p.Err) && !c.noRoom(p) {
-			f.latch.set(f.info.Name, p.Err)
+		if fua && isDiskError(p.Err) && !c.noRoom(p) {
+			_ = f.syncFailed(p.Err) // the guest gets the error itself
 		}
 		r.Err = p.Err
 	}
-	if r.Err == nil && r.Flags&blockdev.FlagFUA != 0 {
-		r.Err = f.latch.err() // another sync may have taken the report of ours
+	if fua {
+		f.syncs.end(ticket)
+		if r.Err == nil {
+			r.Err = f.latch.err() // another sync may have taken the report of ours
+		}
 	}
 	for _, g := range c.logged {
 		c.t.log.Finished(g)

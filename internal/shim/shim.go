@@ -94,21 +94,24 @@ func (d *Disk) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if o.Reopen && latch != "" {
-		if err := filter.ClearLatch(latch); err != nil {
-			return fmt.Errorf("reopen: %w", err)
-		}
-	}
 	if d.Filter, err = filter.New(d.dev, filter.Options{Latch: latch, Warn: o.Warn}); err != nil {
 		return err
 	}
-	if err := d.Latched(); err != nil {
+	if err := d.Latched(); err != nil && !o.Reopen {
 		o.Warn.Warn("flushes of this disk will fail until it is reopened", "why", err)
 	}
-	if o.LogDir == "" {
-		return nil
+	if o.LogDir != "" {
+		if err := d.openLog(ctx); err != nil {
+			return err
+		}
 	}
-	return d.openLog(ctx)
+	if o.Reopen {
+		// Only now: the log had to hear of the failure first.
+		if err := d.Filter.Reopen(); err != nil {
+			return fmt.Errorf("reopen: %w", err)
+		}
+	}
+	return nil
 }
 
 func (d *Disk) openLog(ctx context.Context) error {
