@@ -216,7 +216,7 @@ func FuzzMeta(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if m.state != metaOpen && m.state != metaClean {
+		if m.state != metaOpen && m.state != metaClean && m.state != metaDoubt {
 			t.Fatalf("state %d", m.state)
 		}
 		if m.count == ^uint64(0) {
