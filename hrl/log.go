@@ -459,7 +459,11 @@ func (l *Log) sayLost() {
 	}
 	g := NewGroup()
 	g.Add(Entry{Kind: KindGap, Disk: noDisk, Data: boundedSet(&lost, groupSpanMax/2)})
-	switch err := l.append(g); err {
+	// If it hangs, a goroutine of its own does, until the log's disk answers.
+	outcome := make(chan error, 2)
+	g.Abandoned = func(why error) { outcome <- why }
+	go func() { outcome <- l.append(g) }()
+	switch err := <-outcome; err {
 	case nil:
 		l.Finished(g)
 	case ErrClosed:

@@ -303,6 +303,41 @@ func TestLockOutlivesHangs(t *testing.T) {
 			reopens(t, dir)
 		})
 	}
+	t.Run("what was lost", func(t *testing.T) {
+		fsys := newFaultFS()
+		dir := tempDir(t)
+		l, _ := openTest(t, dir, Options{FS: fsys, AppendLimit: 20 * time.Millisecond})
+		h := newHistory(t, l, 1)
+		h.writeUntilGood(0, 512, 1)
+		hang := make(chan struct{})
+		fsys.set(func() { fsys.hang = hang })
+		g := NewGroup()
+		abandoned, returned := make(chan error, 1), make(chan error, 1)
+		g.Abandoned = func(err error) { abandoned <- err }
+		g.Add(Entry{Kind: KindZero, Disk: h.disk, Len: 512})
+		go func() { returned <- l.Append(g) }()
+		<-abandoned
+		// Appends are tried again; the next to hang is Close's own.
+		eventually(t, "a spare may be used", func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return l.spareErr == nil
+		})
+		closed := make(chan error, 1)
+		go func() { closed <- l.Close() }()
+		select {
+		case err := <-closed:
+			if err == nil {
+				t.Error("closed cleanly while appends hang")
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Close waits for the log's disk")
+		}
+		refused(t, dir)
+		close(hang)
+		<-returned
+		reopens(t, dir)
+	})
 	t.Run("keeper", func(t *testing.T) {
 		defer func(d time.Duration) { stopLimit = d }(stopLimit)
 		stopLimit = 20 * time.Millisecond
