@@ -15,6 +15,8 @@ import (
 )
 
 // statxMntIDUnique asks statx for a mount number that is never used again (Linux 6.8).
+// Older kernels know of no such number, and ignore the question: what is mounted
+// anew may get the number back that it had.
 const statxMntIDUnique = 0x4000
 
 // life identifies the boot of this host, and the mounts (for block devices, the
