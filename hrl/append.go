@@ -148,6 +148,11 @@ func (l *Log) leadLocked(g *Group) error {
 	if len(s.lost.disks) > 0 {
 		s.lost = BlockSet{}
 	}
+	if len(s.surplus) > 0 {
+		l.keeper.toRemove = append(l.keeper.toRemove, s.surplus...)
+		s.surplus = nil
+		l.keeper.kick()
+	}
 	if s.end-s.behind >= writeBehindStep {
 		l.keeper.kick()
 	}

@@ -21,11 +21,12 @@ type keeper struct {
 	done     chan struct{}
 	watchers sync.WaitGroup // the watchdog
 
-	toSeal []*segment // guarded by Log.mu
-	ended  bool       // guarded by Log.mu: it touches no file any more
-	names  uint64     // of segment files; the keeper's own
-	clean  bool       // set before quit is closed: sync everything
-	err    error      // of the syncs, valid when done is closed
+	toSeal   []*segment // guarded by Log.mu
+	toRemove []string   // guarded by Log.mu: segments that nothing needs any more
+	ended    bool       // guarded by Log.mu: it touches no file any more
+	names    uint64     // of segment files; the keeper's own
+	clean    bool       // set before quit is closed: sync everything
+	err      error      // of the syncs, valid when done is closed
 }
 
 const (
@@ -98,6 +99,7 @@ func (k *keeper) run() {
 		}
 		k.seal()
 		k.clearBroken()
+		k.remove()
 		k.writeBehind()
 		if err := k.spare(); err != nil {
 			retry.Reset(spareRetry)
@@ -206,9 +208,49 @@ func (k *keeper) reclaim() (*segment, error) {
 			continue
 		}
 		spare, err := k.reuse(s)
+		if spare != nil {
+			k.shrink(spare)
+		}
 		if spare != nil || err != nil {
 			return spare, err
 		}
+	}
+}
+
+// shrink gives up more of the oldest segments, if there are too many even so:
+// every start makes new spares, for the old ones may hold frames that count. The
+// files go when the spare's gap frame, which names what they changed, is in the
+// log; until then their frames count.
+func (k *keeper) shrink(spare *segment) {
+	l := k.l
+	for {
+		s, err := k.reclaimable()
+		if s == nil || err != nil || s.f != nil {
+			return // there will be another time
+		}
+		l.mu.Lock()
+		disks := append([]diskState(nil), l.disks...)
+		l.mu.Unlock()
+		touched := s.touchedSet(l.fs, disks)
+		l.opt.Reclaimed(touched)
+		spare.lost.AddSet(touched)
+		spare.surplus = append(spare.surplus, s.path)
+		l.mu.Lock()
+		l.stats.Reclaimed++
+		l.mu.Unlock()
+	}
+}
+
+// remove removes the files of segments that were given up. One that stays is
+// found by the next Open, and what it says is true.
+func (k *keeper) remove() {
+	l := k.l
+	l.mu.Lock()
+	paths := l.keeper.toRemove
+	l.keeper.toRemove = nil
+	l.mu.Unlock()
+	for _, p := range paths {
+		_ = l.fs.Remove(p)
 	}
 }
 
@@ -403,6 +445,7 @@ func prewrite(f File, size int64) error {
 func (k *keeper) finish() error {
 	k.seal()
 	k.clearBroken()
+	k.remove()
 	l := k.l
 	l.mu.Lock()
 	sealed := append([]*segment(nil), l.sealed...)

@@ -21,7 +21,8 @@ type Options struct {
 	Spares int
 	// Quota is how many bytes of segments the log may have, spares included;
 	// 0: no limit. At the quota the oldest segment is reclaimed, and what its
-	// frames changed becomes a gap. At least five segments.
+	// frames changed becomes a gap. At least five segments. What a start adds
+	// over it (new spares, and what its recovery logs) goes with the next roll.
 	Quota int64
 	// Reclaimed is called before the frames of a segment are given up, with
 	// the blocks they touched, so that the caller stores them as gaps first. It
@@ -133,6 +134,7 @@ type Log struct {
 	touched BlockSet   // of the open epoch: sections that ended with their segment
 	freeSec *section   // an empty section kept for the next cut
 	lost    BlockSet   // changes no frame holds and no gap frame names yet
+	surplus []string   // as a segment's: the next tail's gap frame names what they touched
 	lossy   bool       // appends failed since the tail was begun
 
 	spareErr error     // why appends are refused: there is no spare

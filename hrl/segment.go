@@ -26,16 +26,19 @@ type segment struct {
 
 	// The rest is set by beginTail; the leader of an append and, after the
 	// seal, the keeper alone change it, under Log.mu.
-	head   segmentHeader
-	seed   uint32
-	end    int64  // bytes that count; the next frame goes here
-	prev   uint32 // bytes of the last frame
-	last   uint64 // sequence number of the last sequenced frame
-	sec    *section
-	pre    []byte   // header and first notes, to be written by the first append
-	lost   BlockSet // what the gap frame in pre names; of a spare, what its old frames touched
-	broken bool     // an append failed: what lies behind end does not count
-	empty  bool     // broken before it held anything
+	head segmentHeader
+	seed uint32
+	end  int64  // bytes that count; the next frame goes here
+	prev uint32 // bytes of the last frame
+	last uint64 // sequence number of the last sequenced frame
+	sec  *section
+	pre  []byte   // header and first notes, to be written by the first append
+	lost BlockSet // what the gap frame in pre names; of a spare, what its old frames touched
+	// surplus are files of older segments whose frames lost names too: they are
+	// removed once pre is written.
+	surplus []string
+	broken  bool // an append failed: what lies behind end does not count
+	empty   bool // broken before it held anything
 
 	unsynced    bool  // written since its last sync
 	outstanding int   // abandoned appends that may still write into it
@@ -81,7 +84,8 @@ func (l *Log) beginTailLocked() error {
 	s.end, s.prev, s.last, s.behind = 0, 0, l.seq, 0
 	s.broken, s.empty, s.touched, s.noted, s.unsynced = false, false, nil, nil, true
 	s.lost.AddSet(&l.lost)
-	l.lost = BlockSet{}
+	s.surplus = append(s.surplus, l.surplus...)
+	l.lost, l.surplus = BlockSet{}, nil
 	if l.lossy || !s.lost.Empty() {
 		s.head.flags |= segmentAfterLoss
 	}
@@ -159,8 +163,10 @@ func (l *Log) endTailLocked() {
 		// Its header was never written, or only perhaps: it holds nothing
 		// that counts, and what it was to tell is still to be told.
 		l.lost.AddSet(&s.lost)
+		l.surplus = append(l.surplus, s.surplus...)
 		s.empty = true
 	}
+	s.surplus = nil
 	s.pre, s.lost = nil, BlockSet{}
 	l.retryAt = time.Now().Add(spareRetry)
 	l.endSectionLocked(s)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -700,5 +701,47 @@ func TestRollWhileReading(t *testing.T) {
 	defer r.Close()
 	if f := r.Verify(); len(f) > 0 || len(r.Segments) != 2 || r.Segments[0].Last+1 != r.Segments[1].First {
 		t.Fatalf("%d segments, findings %v", len(r.Segments), f)
+	}
+}
+
+// TestQuotaOverRestarts: every start makes new spares, and the log has not more
+// than its quota all the same once it has gone on.
+func TestQuotaOverRestarts(t *testing.T) {
+	dir := tempDir(t)
+	const quota = 6 * minSegmentBytes
+	used := func() (n int64) {
+		names, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range names {
+			if st, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), segmentSuffix) {
+				n += st.Size()
+			}
+		}
+		return n
+	}
+	for start := range 12 {
+		l, _ := openTest(t, dir, Options{Quota: quota, Reclaimed: func(*BlockSet) {}})
+		// The recovery takes its time, in which nothing is given up.
+		eventually(t, "there are spares", func() bool { return l.Stats().Spares == 2 })
+		h := newHistory(t, l, 1)
+		for i := range 12 {
+			h.writeUntilGood(int64(i)*BlockBytes, PayloadMax, byte(start))
+		}
+		if start > 2 {
+			eventually(t, "the log is within its quota", func() bool { return used() <= quota })
+		}
+		end := l.Close
+		if start%2 == 1 {
+			end = l.Abort
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		r := mustOpen(t, dir)
+		if f := r.Verify(); len(f) > 0 {
+			t.Fatalf("start %d: %v", start, f)
+		}
 	}
 }
