@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -281,8 +282,14 @@ func TestRealQEMUHoldsWeRefuse(t *testing.T) {
 	}
 	defer nbd.Wait()
 	defer nbd.Process.Kill()
-	testenv.Until(t, "qemu-nbd listens", func() bool {
-		_, err := os.Stat(socket)
+	// Its socket is there before it has opened the image; its greeting is not.
+	testenv.Until(t, "qemu-nbd greets", func() bool {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		_, err = io.ReadFull(c, make([]byte, 8))
 		return err == nil
 	})
 	check("qemu-nbd", blockdev.FileOptions{}, true)
