@@ -95,6 +95,9 @@ func (k *keeper) run() {
 			if k.clean {
 				k.err = k.finish()
 			}
+			// Not left to a crash: a file that should be gone, between others
+			// that are, looks like a segment that is missing.
+			k.remove()
 			return
 		}
 		k.seal()
