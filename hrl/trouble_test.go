@@ -449,6 +449,7 @@ func TestTornBeforeGap(t *testing.T) {
 	l, _ := openTest(t, dir, Options{FS: fsys})
 	h := newHistory(t, l, 1)
 	h.writeUntilGood(0, 512, 1)
+	eventually(t, "the keeper rests", func() bool { return l.Stats().Spares == 2 })
 	fsys.set(func() { fsys.failAt, fsys.ops = 1, 0 })
 	if h.write(BlockBytes, 512, 1) == nil {
 		t.Fatal("appended")
