@@ -15,3 +15,12 @@ func (f *File) Pretend(l Lacks) {
 
 // CreateFileNamed is CreateFile on a file system without nameless files.
 func CreateFileNamed(path string, size int64) error { return createFile(path, size, false) }
+
+// NewTop opens a top on two devices, and FormatTop makes its map.
+var (
+	NewTop    = newTop
+	FormatTop = formatTop
+)
+
+// TopMapBytes is the size of a presence map.
+func TopMapBytes(size int64) int64 { return topMapBytes(size) }
