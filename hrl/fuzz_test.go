@@ -57,7 +57,8 @@ func readAll(t *testing.T, data []byte) {
 		}
 		if s.Damage == nil {
 			back := 0
-			if err := r.eachBack(s, nil, func(*Frame) error { back++; return nil }); err != nil || back != frames {
+			all := whole(s)
+			if err := r.eachBack(&all, nil, func(*Frame) error { back++; return nil }); err != nil || back != frames {
 				t.Fatalf("%d frames forwards, %d backwards: %v", frames, back, err)
 			}
 		} else if len(findings) == 0 {

@@ -1,6 +1,7 @@
 package hrl
 
 import (
+	"errors"
 	"fmt"
 )
 
@@ -11,6 +12,10 @@ type Version struct {
 	Data        []byte
 	Seq         uint64
 	Incarnation uint64
+
+	s  *Segment
+	at int64 // of KindWrite and KindCopy: bytes into the segment where Data begins
+	of span  // of KindCopy: the whole frame's range
 }
 
 // LatestStats counts what a run of Latest did.
@@ -32,43 +37,65 @@ type LatestStats struct {
 //
 // A damaged segment is an error before anything is visited.
 func (r *Segments) Latest(disk string, visit func(*Version) error) (LatestStats, error) {
-	var stats LatestStats
-	var touched regions
-	known := false
+	var pieces []piece
 	for _, s := range r.Segments {
 		if s.Damage != nil {
-			return stats, s.Damage
+			return LatestStats{}, s.Damage
 		}
-		if id, ok := s.Disk(disk); ok {
-			known = true
-			touched.addAll(&s.regions[id])
-		}
+		pieces = append(pieces, whole(s))
 	}
-	if !known {
-		return stats, fmt.Errorf("%w %q", ErrNoDisk, disk)
+	return r.latest(pieces, disk, visit)
+}
+
+func (r *Segments) latest(pieces []piece, disk string, visit func(*Version) error) (LatestStats, error) {
+	var stats LatestStats
+	touched, err := touchedBy(pieces, disk)
+	if err != nil {
+		return stats, err
 	}
 	var c coverage
-	err := touched.windows(windowRegions, func(lo, hi int64) error {
-		c.reset(lo, hi)
-		for i := len(r.Segments) - 1; i >= 0; i-- {
-			if err := r.latestOf(r.Segments[i], disk, &c, &stats, visit); err != nil {
-				return err
-			}
-		}
-		return nil
+	err = touched.windows(windowRegions, func(lo, hi int64) error {
+		return r.latestWindow(pieces, disk, lo, hi, &c, &stats, visit)
 	})
 	return stats, err
 }
 
-// latestOf does one segment for one window.
-func (r *Segments) latestOf(s *Segment, disk string, c *coverage, stats *LatestStats, visit func(*Version) error) error {
-	id, ok := s.Disk(disk)
+// touchedBy returns the regions that the pieces' segments touch of the disk.
+func touchedBy(pieces []piece, disk string) (touched regions, err error) {
+	known := false
+	for i := range pieces {
+		if id, ok := pieces[i].disk(disk); ok {
+			known = true
+			touched.addAll(&pieces[i].s.regions[id])
+		}
+	}
+	if !known {
+		err = fmt.Errorf("%w %q", ErrNoDisk, disk)
+	}
+	return touched, err
+}
+
+// latestWindow does one window of the address space.
+func (r *Segments) latestWindow(pieces []piece, disk string, lo, hi int64, c *coverage, stats *LatestStats, visit func(*Version) error) error {
+	c.reset(lo, hi)
+	for i := len(pieces) - 1; i >= 0; i-- {
+		if err := r.latestOf(&pieces[i], disk, c, stats, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// latestOf does one piece for one window.
+func (r *Segments) latestOf(p *piece, disk string, c *coverage, stats *LatestStats, visit func(*Version) error) error {
+	s := p.s
+	id, ok := p.disk(disk)
 	if !ok || !s.regions[id].any(c.lo, c.hi) {
 		return nil
 	}
-	size := s.Disks[id].Size
+	size := p.sizes[id]
 	var runs []span
-	v := Version{Incarnation: s.Incarnation}
+	v := Version{Incarnation: s.Incarnation, s: s}
 	want := func(h *frameHeader) bool {
 		runs = runs[:0]
 		switch h.kind {
@@ -92,7 +119,7 @@ func (r *Segments) latestOf(s *Segment, disk string, c *coverage, stats *LatestS
 		}
 		return false
 	}
-	return r.eachBack(s, want, func(f *Frame) error {
+	return r.eachBack(p, want, func(f *Frame) error {
 		kind := f.Kind
 		switch kind {
 		case KindGap:
@@ -112,9 +139,11 @@ func (r *Segments) latestOf(s *Segment, disk string, c *coverage, stats *LatestS
 			switch kind {
 			case KindWrite:
 				v.Data = f.Payload[run.off-f.Off : run.off-f.Off+run.len]
+				v.at = f.At + frameBytes + run.off - f.Off
 				stats.LatestData += run.len
 			case KindCopy:
 				v.Data = f.Payload
+				v.at, v.of = f.At+frameBytes, span{f.Off, f.Len}
 			}
 			stats.LatestBytes += run.len
 			if err := visit(&v); err != nil {
@@ -123,6 +152,38 @@ func (r *Segments) latestOf(s *Segment, disk string, c *coverage, stats *LatestS
 		}
 		return nil
 	})
+}
+
+// eachBack calls visit for the piece's frames, the last one first. Payloads
+// are read only of frames that want says yes to; want may be nil. It may be
+// used only on what scan has proven whole.
+func (r *Segments) eachBack(p *piece, want func(*frameHeader) bool, visit func(*Frame) error) error {
+	s := p.s
+	w := window{r: r, s: s}
+	end, span := p.end, p.last
+	var f Frame
+	for end > p.from {
+		off := end - span
+		if span < frameBytes || off < p.from {
+			return &CorruptError{s.Path, off, errors.New("no frame begins where the next one says")}
+		}
+		if _, err := w.load(off, span, true); err != nil {
+			return &CorruptError{s.Path, off, err}
+		}
+		h, payload, err := w.frame(off, end, true, want)
+		if err == nil && h.span() != span {
+			err = errors.New("no frame begins where the next one says")
+		}
+		if err != nil {
+			return &CorruptError{s.Path, off, err}
+		}
+		f = Frame{h.kind, h.disk, h.seq, h.off, h.len, payload, off, s}
+		if err := visit(&f); err != nil {
+			return err
+		}
+		end, span = off, int64(h.prev)
+	}
+	return nil
 }
 
 // Disks returns the disks the segments name, with the size each has at the end.

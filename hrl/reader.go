@@ -44,7 +44,10 @@ type Segment struct {
 	gap     bool      // a gap frame was seen
 	prev    uint32    // bytes of the last frame before End
 	regions []regions // of each disk, what the frames touch
-	f       File
+	// firstCut and lastCut are epochs: what cut there is lies between them.
+	// Without one lastCut is 0, which is no epoch.
+	firstCut, lastCut uint64
+	f                 File
 }
 
 // A Disk is a disk as a segment names it.
@@ -448,6 +451,10 @@ func (s *Segment) accept(h *frameHeader, payload []byte) error {
 		if err := c.decode(payload); err != nil {
 			return err
 		}
+		if s.lastCut == 0 {
+			s.firstCut, s.lastCut = c.epoch, c.epoch
+		}
+		s.firstCut, s.lastCut = min(s.firstCut, c.epoch), max(s.lastCut, c.epoch)
 	case KindGap:
 		err := eachRun(payload, func(disk DiskID, off, length int64) {
 			if int(disk) < len(s.Disks) {
@@ -519,37 +526,6 @@ func (r *Segments) Each(s *Segment, visit func(*Frame) error) error {
 			return err
 		}
 		off += h.span()
-	}
-	return nil
-}
-
-// eachBack calls visit for the segment's frames, the last one first. Payloads
-// are read only of frames that want says yes to; want may be nil. It may be
-// used only on what scan has proven whole.
-func (r *Segments) eachBack(s *Segment, want func(*frameHeader) bool, visit func(*Frame) error) error {
-	w := window{r: r, s: s}
-	end, span := s.End, int64(s.prev)
-	var f Frame
-	for end > headerBytes {
-		off := end - span
-		if span < frameBytes || off < headerBytes {
-			return &CorruptError{s.Path, off, errors.New("no frame begins where the next one says")}
-		}
-		if _, err := w.load(off, span, true); err != nil {
-			return &CorruptError{s.Path, off, err}
-		}
-		h, p, err := w.frame(off, end, true, want)
-		if err == nil && h.span() != span {
-			err = errors.New("no frame begins where the next one says")
-		}
-		if err != nil {
-			return &CorruptError{s.Path, off, err}
-		}
-		f = Frame{h.kind, h.disk, h.seq, h.off, h.len, p, off, s}
-		if err := visit(&f); err != nil {
-			return err
-		}
-		end, span = off, int64(h.prev)
 	}
 	return nil
 }

@@ -61,9 +61,7 @@ func (r *Segments) Replay(disk string, dev blockdev.Device, progress func(done i
 			return stats, fmt.Errorf("disk %s has %d bytes in the log, %s has %d: %w", disk, size, dev.Info().Name, have, err)
 		}
 	}
-	missing := IncompleteError{Disk: disk}
-	var unknown []span
-	unknownMax := 1 << 16 // when to join what touches
+	missing := missingSet{disk: disk}
 	var err error
 	stats.LatestStats, err = r.Latest(disk, func(v *Version) error {
 		n := min(v.Len, size-v.Off)
@@ -79,14 +77,8 @@ func (r *Segments) Replay(disk string, dev blockdev.Device, progress func(done i
 		case KindZero:
 			stats.ZeroedBytes += n
 			return blockdev.WriteZeroes(dev, blockdev.Extent{Off: v.Off, Len: n})
-		case KindCopy:
-			missing.Copies += n
 		}
-		unknown = append(unknown, span{v.Off, n})
-		if len(unknown) >= unknownMax {
-			unknown = sortSpans(unknown)
-			unknownMax = max(unknownMax, 2*len(unknown))
-		}
+		missing.add(v.Off, n, v.Kind == KindCopy)
 		return nil
 	})
 	if err == nil {
@@ -95,14 +87,41 @@ func (r *Segments) Replay(disk string, dev blockdev.Device, progress func(done i
 	if err != nil {
 		return stats, err
 	}
-	for _, u := range sortSpans(unknown) {
-		missing.Extents = append(missing.Extents, blockdev.Extent{Off: u.off, Len: u.len})
-		missing.Bytes += u.len
+	return stats, missing.err()
+}
+
+// A missingSet gathers what a log does not hold of a disk.
+type missingSet struct {
+	disk   string
+	spans  []span
+	joinAt int // how many spans there may be before those that touch are joined
+	copies int64
+}
+
+func (m *missingSet) any() bool { return len(m.spans) > 0 }
+
+func (m *missingSet) add(off, length int64, copied bool) {
+	if copied {
+		m.copies += length
 	}
-	if missing.Bytes > 0 {
-		return stats, &missing
+	m.spans = append(m.spans, span{off, length})
+	if len(m.spans) >= max(m.joinAt, 1<<16) {
+		m.spans = sortSpans(m.spans)
+		m.joinAt = 2 * len(m.spans)
 	}
-	return stats, nil
+}
+
+// err returns nil, or an *IncompleteError that names all.
+func (m *missingSet) err() error {
+	if !m.any() {
+		return nil
+	}
+	e := &IncompleteError{Disk: m.disk, Copies: m.copies}
+	for _, u := range sortSpans(m.spans) {
+		e.Extents = append(e.Extents, blockdev.Extent{Off: u.off, Len: u.len})
+		e.Bytes += u.len
+	}
+	return e
 }
 
 // ErrDamaged is what errors.Is finds in every error that says data are damaged
