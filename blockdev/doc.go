@@ -22,6 +22,9 @@
 //	blockfile.go a block device of the host
 //	qemulock.go  QEMU's byte locks, so that neither opens what the other holds
 //	probe.go     image formats told apart by their magic
+//	layered.go   parts of a disk that lie over a base, and folding them into it
+//	overlay.go   a base, layers over it and a writable top as one Device
+//	top.go       the writable top: a sparse file and its presence map
 //	devtest/     the conformance suite every Device passes
 //	faultdev/    a Device with every fault a disk can have, for tests
 //	gonbd/       go-nbd backends as Devices, and Devices as go-nbd backends

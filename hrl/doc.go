@@ -22,6 +22,12 @@
 //	latest.go    reverse coalescing: the newest version of every sector
 //	replay.go    applying a log to an image
 //	verify.go    is this log whole, and if not, where
+//	span.go      what lies between two cuts
+//	layerformat.go  the bytes of a layer: what changed on one disk in a span
+//	layerbuild.go   from a log's span to a layer, by windows of the address space
+//	layerwrite.go   writing a layer, and its durable steps
+//	layer.go        reading a layer by its index
+//	layerverify.go  is this layer whole, and if not, where
 //
 // # Order of a write
 //
@@ -45,6 +51,15 @@
 // group back through Group.Abandoned on another goroutine, the segment stays out of
 // use until the append has really returned, and the sequence numbers it had are
 // never used again.
+//
+// # Layers
+//
+// A layer covers (p, q], from one cut to another; both are positions of the VM,
+// and a layer knows no other layer. It is made once, to a file named by the
+// SHA-256 of its bytes, and is durable before anyone hears of it. Gaps in the span
+// make it impossible; what was copied must be supplied, with the digest that the
+// log has. Layers over a base are a disk (blockdev.NewOverlay), and a layer can
+// be folded into the base (blockdev.Fold). LayerWriter has the durable steps.
 //
 // # Durable steps
 //
