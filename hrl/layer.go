@@ -31,7 +31,6 @@ type Layer struct {
 	f       File
 	seed    uint32
 	trailer layerTrailer
-	zip     *zstd.Decoder
 
 	// mu guards the two caches, and is not held while the file is read. What
 	// they hold is never changed.
@@ -79,11 +78,14 @@ func (l *Layer) open() error {
 	if err := l.trailer.decode(&end, l.seed, size); err != nil {
 		return l.bad(size-layerTrailerBytes, err)
 	}
-	// A frame is decoded into a buffer of its raw length, so what a damaged
-	// one claims takes no memory.
-	l.zip, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(LayerDataMax))
-	return err
+	return nil
 }
+
+// unzip returns the decoder of all layers. It has no goroutines and no end. No
+// frame can claim more than LayerDataMax of memory.
+var unzip = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(LayerDataMax))
+})
 
 // readAt fills p. A file that has shrunk is damage, a failed read is not.
 func (l *Layer) readAt(p []byte, off int64) error {
@@ -101,7 +103,6 @@ func (l *Layer) bad(off int64, err error) error { return &LayerError{l.Path, off
 
 // Close releases the layer.
 func (l *Layer) Close() error {
-	l.zip.Close()
 	return l.f.Close()
 }
 
@@ -271,7 +272,11 @@ func (l *Layer) decodeFrame(e *layerEntry, b []byte) ([]byte, error) {
 	if f.coding == codingRaw {
 		return stored, nil
 	}
-	raw, err := l.zip.DecodeAll(stored, make([]byte, 0, f.raw))
+	zip, err := unzip()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := zip.DecodeAll(stored, make([]byte, 0, f.raw))
 	if err != nil {
 		return nil, fmt.Errorf("frame: %w", err)
 	}

@@ -155,9 +155,9 @@ func sameDisk(t *testing.T, what string, d blockdev.Device, want []byte) {
 // of the disk at the one cut the disk at the other, stacked and folded.
 func TestLayerModel(t *testing.T) {
 	defer func(n int) { refsMax = n }(refsMax)
-	for seed := range uint64(4) {
+	for seed := range uint64(2) {
 		refsMax = []int{1 << 20, 20}[seed%2]
-		m := spanHistory(t, seed, 6)
+		m := spanHistory(t, seed, 5)
 		r := mustOpen(t, m.dir)
 		out := tempDir(t)
 		rng := rand.New(rand.NewPCG(seed, 2))

@@ -220,7 +220,7 @@ func TestLayerFailEveryOperation(t *testing.T) {
 	dir := tempDir(t)
 	l, _ := openTest(t, dir, Options{})
 	h := newHistory(t, l, 3)
-	h.steps(150)
+	h.steps(40)
 	c, err := l.Cut(CutCrash)
 	if err != nil {
 		t.Fatal(err)
@@ -350,7 +350,7 @@ func TestLayerWriterRefuses(t *testing.T) {
 // TestLayerMemory: neither writing nor reading a layer takes memory that grows
 // with its index.
 func TestLayerMemory(t *testing.T) {
-	const entries, limit = 300_000, 5 << 20 // the index has 9.6 MB
+	const entries, limit = 200_000, 3 << 20 // the index has 6.4 MB
 	heap := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats
@@ -377,7 +377,7 @@ func TestLayerMemory(t *testing.T) {
 	l := openLayer(t, f.Path)
 	rng := rand.New(rand.NewPCG(1, 1))
 	before = heap()
-	for range 20_000 {
+	for range 5_000 {
 		i := rng.Int64N(entries)
 		if r, ok, err := l.Lookup(i*8192-4096, 8192); err != nil || !ok || r.Off != i*8192 || r.Len != 512 || !r.Zero {
 			t.Fatalf("%+v, %v, %v", r, ok, err)
