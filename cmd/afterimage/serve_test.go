@@ -20,6 +20,7 @@ import (
 
 	"afterimage/blockdev"
 	"afterimage/blockdev/nbd"
+	"afterimage/internal/testenv"
 )
 
 // patience bounds everything a test waits for.
@@ -191,12 +192,12 @@ func TestServeSignals(t *testing.T) {
 		c := dial(t, p.line())
 		useDisk(t, c, 0, 3)
 		p.cmd.Process.Signal(syscall.SIGUSR1)
+		testenv.Until(t, "statistics on stderr", func() bool {
+			return strings.Contains(p.stderr.String(), "connections: 1 open, 1 since the start, 0 refused")
+		})
 		useDisk(t, c, 8192, 4)
 		if status := p.end(sig); status != 0 {
 			t.Errorf("%v: exit status %d: %s", sig, status, &p.stderr)
-		}
-		if !strings.Contains(p.stderr.String(), "connections: 1 open, 1 since the start, 0 refused") {
-			t.Errorf("%v: no statistics on stderr: %s", sig, &p.stderr)
 		}
 	}
 }
