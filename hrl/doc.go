@@ -74,9 +74,10 @@
 // power cut, whichever it was: Open tells by the life it is given (boot and
 // mounts, RULES E8), and says so in Recovery.
 //
-// Recycling: a segment whose frames are all acknowledged, and all of whose
-// writes have ended on the disk (RULES C3), gets a header that says it is free
-// and becomes a spare. When it is used again its header draws a new 128-bit
-// salt, which seeds the checksums of all its frames, so nothing that lies in it
-// from before can be taken for a frame (RULES C2).
+// Recycling: at its quota the log gives up its oldest segment, once all of its
+// writes have ended on the disk (RULES C3), and its file becomes a spare. Its
+// frames count until the spare is used: then one system call overwrites the old
+// header and writes the gap frame that names what they changed. The new header
+// draws a new 128-bit salt, which seeds the checksums of all its frames, so nothing
+// that lies in the file from before can be taken for a frame (RULES C2).
 package hrl
