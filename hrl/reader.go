@@ -214,16 +214,25 @@ func (r *Segments) otherLog(s *Segment) string {
 }
 
 // scanTries and scanPause are for a segment that a daemon is just writing, or
-// using anew, so that a moment later nothing is wrong with it any more.
+// using anew, so that a moment later nothing is wrong any more with what looked
+// damaged: a frame that was half there when it was read, and whole, with others
+// behind it, when those were looked for.
 const scanTries = 3
 
 var scanPause = 2 * time.Millisecond // a variable so that fuzzing need not wait
 
-// scanLive scans the segment, and again if it looks damaged but may only be alive.
+// scanLive scans the segment, and again if it looks damaged but may only be
+// alive: damage is what is found in the same place scanTries times.
 func (r *Segments) scanLive(s *Segment) (*Segment, error) {
-	for try := 1; ; try++ {
-		if err := r.scan(s); err != nil || s.Damage == nil || s.Sealed || try == scanTries {
+	for try, end := 1, int64(0); ; try++ {
+		if err := r.scan(s); err != nil || s.Damage == nil || s.Sealed {
 			return s, err
+		}
+		if s.End > end {
+			try, end = 1, s.End
+		}
+		if try >= scanTries {
+			return s, nil
 		}
 		time.Sleep(scanPause)
 		again := &Segment{Path: s.Path, f: s.f}
