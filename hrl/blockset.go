@@ -104,7 +104,93 @@ func (s *BlockSet) Has(disk DiskID, off int64) bool {
 	return false
 }
 
-// Empty reports whether the set holds nothing.
+// Remove takes every block that the range touches out of the set.
+func (s *BlockSet) Remove(disk DiskID, off, length int64) {
+	if length <= 0 {
+		return
+	}
+	d := s.disk(disk)
+	first, last := off/BlockBytes, (off+length-1)/BlockBytes
+	last = min(last, int64(len(d.pages))*pageBits-1)
+	if first <= last {
+		s.runs++ // a run may be split
+	}
+	for b := first; b <= last; {
+		page := d.page(b / pageBits)
+		i := b % pageBits
+		n := min(last-b+1, pageBits-i)
+		switch {
+		case *page == nil:
+		case n == pageBits:
+			*page = nil
+		default:
+			if *page == &fullPage {
+				own := fullPage
+				*page = &own
+			}
+			clearBits(*page, i, n)
+		}
+		b += n
+	}
+}
+
+// clearBits clears n bits from bit i on.
+func clearBits(p *[pageWords]uint64, i, n int64) {
+	for n > 0 {
+		w, at := i/64, i%64
+		k := min(n, 64-at)
+		p[w] &^= (^uint64(0) >> (64 - k)) << at
+		i += k
+		n -= k
+	}
+}
+
+// Next returns the first run of blocks of the disk that reaches behind byte off,
+// from off's block on, in bytes; false if there is none.
+func (s *BlockSet) Next(disk DiskID, off int64) (start, length int64, ok bool) {
+	var d *diskBlocks
+	for i := range s.disks {
+		if s.disks[i].disk == disk {
+			d = &s.disks[i]
+		}
+	}
+	if d == nil {
+		return 0, 0, false
+	}
+	end := int64(len(d.pages)) * pageBits
+	first := d.scan(off/BlockBytes, end, true)
+	if first == end {
+		return 0, 0, false
+	}
+	return first * BlockBytes, (d.scan(first, end, false) - first) * BlockBytes, true
+}
+
+// scan returns the first block of [b, end) that is in the set, or that is not;
+// end if there is none.
+func (d *diskBlocks) scan(b, end int64, in bool) int64 {
+	for b < end {
+		p := d.pages[b/pageBits]
+		if p == nil || p == &fullPage {
+			if in == (p != nil) {
+				return b
+			}
+			b = (b/pageBits + 1) * pageBits
+			continue
+		}
+		w := p[b%pageBits/64]
+		if !in {
+			w = ^w
+		}
+		if w >>= b % 64; w != 0 {
+			return b + int64(bits.TrailingZeros64(w))
+		}
+		b = (b/64 + 1) * 64
+	}
+	return end
+}
+
+// Empty reports whether the set holds nothing. Where blocks were removed, it may
+// say no of a set that holds nothing any more.
 func (s *BlockSet) Empty() bool { return s.runs == 0 }
 
 // Bytes is how much disk the set's blocks cover.

@@ -15,6 +15,7 @@
 //	log.go       Open, incarnations, Close
 //	append.go    the appender, and the watchdog that lets go of a hung append
 //	segment.go   from spare to tail to sealed to spare again
+//	release.go   what nothing needs any more; reading what lies behind a mark
 //	keeper.go    the goroutine that prepares, seals and writes behind
 //	cut.go       ending an epoch
 //	reader.go    segments and their frames, forwards and backwards

@@ -103,6 +103,7 @@ func (k *keeper) run() {
 		k.seal()
 		k.clearBroken()
 		k.remove()
+		k.release()
 		k.writeBehind()
 		if err := k.spare(); err != nil {
 			retry.Reset(spareRetry)

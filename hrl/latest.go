@@ -47,6 +47,15 @@ func (r *Segments) Latest(disk string, visit func(*Version) error) (LatestStats,
 	return r.latest(pieces, disk, visit)
 }
 
+// LatestUnhealed is Latest without the gaps and copies that lie before the mark: a
+// point has been acknowledged there, so what they stood for is on the replica.
+// Versions that they would hide are visited instead.
+func (r *Segments) LatestUnhealed(disk string, acked Mark, visit func(*Version) error) (LatestStats, error) {
+	r.healed = acked
+	defer func() { r.healed = Mark{} }()
+	return r.Latest(disk, visit)
+}
+
 func (r *Segments) latest(pieces []piece, disk string, visit func(*Version) error) (LatestStats, error) {
 	var stats LatestStats
 	touched, err := touchedBy(pieces, disk)
@@ -98,6 +107,9 @@ func (r *Segments) latestOf(p *piece, disk string, c *coverage, stats *LatestSta
 	v := Version{Incarnation: s.Incarnation, s: s}
 	want := func(h *frameHeader) bool {
 		runs = runs[:0]
+		if (h.kind == KindCopy || h.kind == KindGap) && (Mark{s.Incarnation, h.seq}).before(r.healed) {
+			return false
+		}
 		switch h.kind {
 		case KindWrite, KindZero, KindCopy, KindResize:
 			if h.disk != id {
@@ -123,6 +135,9 @@ func (r *Segments) latestOf(p *piece, disk string, c *coverage, stats *LatestSta
 		kind := f.Kind
 		switch kind {
 		case KindGap:
+			if f.Payload == nil {
+				return nil // healed
+			}
 			err := f.Gap(func(d DiskID, off, length int64) {
 				if d == id {
 					runs = c.take(off, min(length, max(size-off, 0)), runs)

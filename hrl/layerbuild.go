@@ -13,14 +13,19 @@ import (
 
 // LayerOptions say which layer to make of a log.
 type LayerOptions struct {
-	VM         [16]byte // UUID
-	Generation uint64
-	Disk       string
-	Span       Span
+	VM          [16]byte // UUID
+	Generation  uint64
+	PGeneration uint64 // of Span.P; see LayerInfo
+	Disk        string
+	Span        Span
 	// Copied fills buf with the bytes of a range that was copied; they must
 	// have the digest that the log has, or the layer is not made. Nil: copies
 	// are missing, as gaps are.
 	Copied func(e blockdev.Extent, digest [sha256.Size]byte, buf []byte) error
+	// CopiesBelow leaves out whatever has a copy as its newest version: the
+	// layer will lie over others that have those bytes (rule R5). Of what was
+	// copied and changed afterwards it has the change, as of anything else.
+	CopiesBelow bool
 }
 
 // copyMax is the most bytes of a copy frame that a layer takes.
@@ -46,9 +51,10 @@ func (r *Segments) WriteLayer(fs FS, dir string, o LayerOptions) (LayerFile, err
 		return LayerFile{}, err
 	}
 	info := LayerInfo{
-		VM: o.VM, Generation: o.Generation, Disk: o.Disk, P: o.Span.P, Q: o.Span.Q, QTime: q.time, Kind: q.kind,
+		VM: o.VM, Generation: o.Generation, PGeneration: o.PGeneration, Disk: o.Disk,
+		P: o.Span.P, Q: o.Span.Q, QTime: q.time, Kind: q.kind,
 	}
-	if p != nil {
+	if p != nil && o.Span.From == (Position{}) {
 		info.PTime = p.time
 	}
 	for i := range pieces {
@@ -68,7 +74,9 @@ func (r *Segments) WriteLayer(fs FS, dir string, o LayerOptions) (LayerFile, err
 	if err != nil {
 		return LayerFile{}, errors.Join(err, w.Abort())
 	}
-	return w.Commit()
+	file, err := w.Commit()
+	file.Logged = b.logged
+	return file, err
 }
 
 // A ref is a version of a range, by where its bytes lie.
@@ -89,6 +97,7 @@ type layerBuilder struct {
 	c       coverage
 	refs    []ref
 	missing missingSet
+	logged  int64    // bytes of the disk that the span's frames changed
 	copies  []copied // of the present window
 	buf     []byte
 	got     []byte // the bytes of copies[gotCopy-1]
@@ -145,6 +154,9 @@ func (b *layerBuilder) collect(lo, hi int64) error {
 			ref.s, ref.at = v.s, v.at
 			ref.sum = crc32.Checksum(v.Data[:n], castagnoli)
 		case KindCopy:
+			if b.o.CopiesBelow {
+				return nil
+			}
 			if b.o.Copied == nil {
 				b.missing.add(v.Off, n, true)
 				return nil
@@ -170,8 +182,11 @@ func (b *layerBuilder) collect(lo, hi int64) error {
 		b.refs = append(b.refs, ref)
 		return nil
 	})
-	if err == nil && b.missing.any() {
-		b.refs = b.refs[:0]
+	if err == nil {
+		b.logged += stats.LoggedBytes
+		if b.missing.any() {
+			b.refs = b.refs[:0]
+		}
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
@@ -25,7 +26,7 @@ func goldenLayer(t testing.TB, compressed bool) []byte {
 	dir := tempDir(t)
 	w, err := NewLayerWriter(OS, dir, LayerInfo{
 		VM: golden16(1), Generation: 2, Disk: "root", P: Position{3, 4}, Q: Position{5, 6}, Size: 8 << 20,
-		PTime: time.Unix(0, 1700000000123456789), QTime: time.Unix(0, 1700000001123456789), Kind: CutApp,
+		PTime: time.Unix(0, 1700000000123456789), QTime: time.Unix(0, 1700000001123456789), Kind: CutApp, PGeneration: 1,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -60,23 +61,32 @@ func goldenLayer(t testing.TB, compressed bool) []byte {
 	return b
 }
 
+// layerGolden names the golden files of the present version of layers.
+var layerGolden = filepath.Join("..", fmt.Sprintf("v%d", LayerVersion), "layer")
+
 func TestGoldenLayer(t *testing.T) {
-	path := filepath.Join(goldenDir, "layer.hex")
+	path := filepath.Join(goldenDir, layerGolden+".hex")
 	b := goldenLayer(t, false)
 	if *updateGolden {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(path, hexLines(b), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		// What a compressor makes may change with its version; what was made
 		// must be readable for ever.
-		if err := os.WriteFile(filepath.Join(goldenDir, "layer-zstd.hex"), hexLines(goldenLayer(t, true)), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(goldenDir, layerGolden+"-zstd.hex"), hexLines(goldenLayer(t, true)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if !bytes.Equal(b, readGolden(t, "layer")) {
+	if !bytes.Equal(b, readGolden(t, layerGolden)) {
 		t.Error("the format was changed: raise LayerVersion")
 	}
-	l, err := OpenLayer(memFS{data: readGolden(t, "layer-zstd")}, "f")
+	if _, err := OpenLayer(memFS{data: readGolden(t, "layer-zstd")}, "f"); !errors.Is(err, ErrVersion) {
+		t.Errorf("a layer of version 1: %v", err)
+	}
+	l, err := OpenLayer(memFS{data: readGolden(t, layerGolden+"-zstd")}, "f")
 	if err != nil {
 		t.Fatal(err)
 	}

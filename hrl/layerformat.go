@@ -9,7 +9,7 @@ import (
 )
 
 // LayerVersion is the version of the layer format. A reader refuses any other.
-const LayerVersion = 1
+const LayerVersion = 2
 
 const (
 	layerHeaderBytes  = 512
@@ -38,13 +38,16 @@ const (
 // LayerInfo is what a layer's header says.
 type LayerInfo struct {
 	VM         [16]byte // UUID
-	Generation uint64
-	Disk       string
-	P, Q       Position
-	Size       int64     // bytes of the disk at Q
-	PTime      time.Time // a label; zero if not known
-	QTime      time.Time // a label
-	Kind       CutKind   // of Q
+	Generation uint64   // of Q
+	// PGeneration is that of P: a new generation begins over the last point of
+	// the one before. 0 with a zero P.
+	PGeneration uint64
+	Disk        string
+	P, Q        Position
+	Size        int64     // bytes of the disk at Q
+	PTime       time.Time // a label; zero if not known
+	QTime       time.Time // a label
+	Kind        CutKind   // of Q
 }
 
 // The header, little-endian:
@@ -65,7 +68,8 @@ type LayerInfo struct {
 //	  72     8  size        bytes of the disk at q
 //	  80     8  p time      wall clock, nanoseconds since 1970, a label only; 0: not known
 //	  88     8  q time
-//	  96   160  zero
+//	  96     8  p generation  of the cut p; at most that of q
+//	 104   152  zero
 //	 256   255  name        of the disk; zeroes follow
 //	 511     1  zero
 func (l *LayerInfo) encode(b *[layerHeaderBytes]byte) {
@@ -77,7 +81,7 @@ func (l *LayerInfo) encode(b *[layerHeaderBytes]byte) {
 	le := binary.LittleEndian
 	for i, v := range []uint64{
 		l.Generation, l.P.Incarnation, l.P.Epoch, l.Q.Incarnation, l.Q.Epoch,
-		uint64(l.Size), labelNanos(l.PTime), labelNanos(l.QTime),
+		uint64(l.Size), labelNanos(l.PTime), labelNanos(l.QTime), l.PGeneration,
 	} {
 		le.PutUint64(b[32+8*i:], v)
 	}
@@ -123,9 +127,10 @@ func (l *LayerInfo) decode(b *[layerHeaderBytes]byte) error {
 		P:    Position{le.Uint64(b[40:]), le.Uint64(b[48:])},
 		Q:    Position{le.Uint64(b[56:]), le.Uint64(b[64:])},
 		Size: int64(le.Uint64(b[72:])), PTime: nanosLabel(le.Uint64(b[80:])), QTime: nanosLabel(le.Uint64(b[88:])),
-		Disk: string(b[256 : 256+min(name, diskNameMax)]),
+		PGeneration: le.Uint64(b[96:]),
+		Disk:        string(b[256 : 256+min(name, diskNameMax)]),
 	}
-	if b[14] != 0 || b[15] != 0 || !zeroes(b[96:256]) || !zeroes(b[256+name:]) {
+	if b[14] != 0 || b[15] != 0 || !zeroes(b[104:256]) || !zeroes(b[256+name:]) {
 		return fmt.Errorf("header: %w", errReserved)
 	}
 	return l.check()
@@ -139,7 +144,9 @@ func (l *LayerInfo) check() error {
 		return fmt.Errorf("header: cut of kind %d is unknown", l.Kind)
 	case len(l.Disk) == 0 || len(l.Disk) > diskNameMax:
 		return fmt.Errorf("header: a disk's name of %d bytes is impossible", len(l.Disk))
-	case !l.P.Before(l.Q):
+	case l.PGeneration > l.Generation:
+		return fmt.Errorf("header: generation %d does not come before generation %d", l.PGeneration, l.Generation)
+	case l.PGeneration == l.Generation && !l.P.Before(l.Q):
 		return fmt.Errorf("header: cut %v does not come before cut %v", l.P, l.Q)
 	case l.Size < 0 || l.Size > diskBytesMax || l.Size%sectorBytes != 0:
 		return fmt.Errorf("header: a disk of %d bytes is impossible", l.Size)

@@ -66,6 +66,9 @@ type LayerFile struct {
 	Bytes  int64             // of the file
 	Data   int64             // bytes on the disk with data
 	Zero   int64             // bytes on the disk that became zero
+	// Logged is how many bytes of the disk the log's frames changed of which
+	// the layer was made, each time counted; 0 if it was not made of a log.
+	Logged int64
 }
 
 // NewLayerWriter begins a layer in dir. The caller ends it with Commit or Abort.

@@ -139,7 +139,8 @@ type Log struct {
 
 	spareErr error     // why appends are refused: there is no spare
 	retryAt  time.Time // after a failed append: when a new tail may begin
-	readers  int       // no segment is reclaimed while there are any
+	readers  int       // no segment is reclaimed or released while there are any
+	needless Mark      // what lies before it is needed no more
 	closed   bool
 	ended    bool // Close has done its part
 	released bool // the files are closed
@@ -171,7 +172,9 @@ type Stats struct {
 	Spares   int   `json:"spare_segments"`
 	// Reclaimed counts segments given up at the quota.
 	Reclaimed int64 `json:"reclaimed_segments"`
-	Cuts      int64 `json:"cuts"`
+	// Released counts segments that nothing needed any more.
+	Released int64 `json:"released_segments"`
+	Cuts     int64 `json:"cuts"`
 }
 
 // Open opens the log in dir, making it if there is none (the directory must

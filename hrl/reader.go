@@ -20,6 +20,8 @@ type Segments struct {
 	unused   []string // segment files in which nothing counts
 	buf      []byte   // of scans and walks, one at a time
 	headers  bool     // read no more than headers and the disks they are followed by
+	closed   func()   // called by Close; may be nil
+	healed   Mark     // gaps and copies before it do not count
 }
 
 // A Segment is one opened segment.
@@ -273,6 +275,10 @@ func (r *Segments) Close() error {
 				err = cerr
 			}
 		}
+	}
+	if r.closed != nil {
+		r.closed()
+		r.closed = nil
 	}
 	return err
 }

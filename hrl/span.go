@@ -33,6 +33,10 @@ type Span struct {
 	// vouches that what is gone of that incarnation had come before P (a log
 	// reclaims nothing else).
 	After uint64
+	// From is a cut behind P from which on the log is read, zero: P itself.
+	// Whoever gives it vouches that all that changed between the two has been
+	// copied behind it.
+	From Position
 }
 
 // ErrNoCut says that segments do not hold a cut.
@@ -102,11 +106,16 @@ func (r *Segments) findCut(at Position) (*foundCut, error) {
 }
 
 // pieces returns what lies in the span, oldest first, and the cuts that bound
-// it; p is nil where its segment is gone, or P is zero. Anything missing or
+// it; p, which is that of From if that is given, is nil where its segment is gone,
+// or P is zero. Anything missing or
 // damaged between the two is an error.
 func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
-	if !span.P.Before(span.Q) {
-		return nil, nil, nil, fmt.Errorf("no span: cut %v does not come before cut %v", span.P, span.Q)
+	begin := span.P
+	if span.From != (Position{}) {
+		begin, span.After = span.From, 0
+	}
+	if !begin.Before(span.Q) {
+		return nil, nil, nil, fmt.Errorf("no span: cut %v does not come before cut %v", begin, span.Q)
 	}
 	for _, s := range r.Segments {
 		if s.Damage != nil && s.head.state != segmentInUse {
@@ -117,15 +126,15 @@ func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
 		return nil, nil, nil, errors.Join(err, r.damage())
 	}
 	first, from := 0, int64(headerBytes)
-	if span.P != (Position{}) {
-		p, err = r.findCut(span.P)
+	if begin != (Position{}) {
+		p, err = r.findCut(begin)
 		switch {
 		case err == nil:
 			first, from = p.index, p.end
 		case !errors.Is(err, ErrNoCut):
 			return nil, nil, nil, err
 		default:
-			if first = r.behind(span); first < 0 {
+			if first = r.behind(begin, span.After); first < 0 {
 				return nil, nil, nil, errors.Join(err, r.damage())
 			}
 		}
@@ -162,21 +171,21 @@ func (r *Segments) damage() error {
 	return nil
 }
 
-// behind returns the index of the segment that begins right behind the cut P,
-// whose own segment is gone, or -1.
-func (r *Segments) behind(span Span) int {
-	if span.After == 0 {
+// behind returns the index of the segment that begins right behind the cut at p
+// with the sequence number after, whose own segment is gone, or -1.
+func (r *Segments) behind(p Position, after uint64) int {
+	if after == 0 {
 		return -1
 	}
 	of := false // there are segments of P's incarnation
 	for i, s := range r.Segments {
 		switch {
-		case s.Incarnation == span.P.Incarnation:
-			if s.First == span.After+1 {
+		case s.Incarnation == p.Incarnation:
+			if s.First == after+1 {
 				return i
 			}
 			of = true
-		case s.Incarnation > span.P.Incarnation:
+		case s.Incarnation > p.Incarnation:
 			if of {
 				return -1
 			}

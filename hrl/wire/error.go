@@ -10,6 +10,8 @@ const (
 	CodeVersion    Code = "version"      // another version of the protocol
 	CodeNotAllowed Code = "not_allowed"  // no `peer allow` covers the host
 	CodeMalformed  Code = "malformed"    // not understood
+	CodeUnknown    Code = "unknown"      // no such request
+	CodeBusy       Code = "busy"         // too much at once: the same again later may pass
 	CodeNoVM       Code = "no_vm"        // the VM is not known: offer it first
 	CodeNoPoint    Code = "no_point"     // the point is not listed
 	CodeRole       Code = "role"         // a failover was started here
@@ -20,6 +22,7 @@ const (
 	CodeParent     Code = "parent"       // the parent is not the newest point; Newest is
 	CodeNoRoom     Code = "no_room"      // quota or disk are full
 	CodeDamaged    Code = "damaged"      // what arrived, or what lies there, is damaged
+	CodeUnfit      Code = "unfit"        // it does not fit what is replicated, and never will
 	CodeInUse      Code = "in_use"       // somebody has it open
 	CodeFailed     Code = "failed"       // anything else
 )
@@ -33,11 +36,13 @@ func (c Code) Status() int {
 		return http.StatusForbidden
 	case CodeMalformed:
 		return http.StatusBadRequest
-	case CodeNoVM, CodeNoPoint:
+	case CodeNoVM, CodeNoPoint, CodeUnknown:
 		return http.StatusNotFound
+	case CodeBusy:
+		return http.StatusServiceUnavailable
 	case CodeNoRoom:
 		return http.StatusInsufficientStorage
-	case CodeDamaged:
+	case CodeDamaged, CodeUnfit:
 		return http.StatusUnprocessableEntity
 	case CodeFailed:
 		return http.StatusInternalServerError

@@ -6,6 +6,14 @@ import (
 	"time"
 )
 
+// Limits of how long a host may be silent.
+const (
+	// PulseEvery is how often a host that is at work on a request says so.
+	PulseEvery = 10 * time.Second
+	// SilenceMax is how long the other one waits for any sign of life.
+	SilenceMax = 30 * time.Second
+)
+
 // Limits of what is taken from outside.
 const (
 	// BodyMax is the most bytes of a request or answer in JSON.
@@ -91,7 +99,7 @@ type Discard struct {
 	Keep []string `json:"keep"` // digests of layers that will still be needed
 }
 
-// PointInfo is a recovery point: what is offered for listing, and what is listed.
+// A PointInfo is a recovery point: what is offered for listing, and what is listed.
 type PointInfo struct {
 	ID PointID `json:"id"`
 	// Parent is the point over which the layers lie: the newest listed one.
@@ -173,7 +181,7 @@ func (o *Offer) Check() error {
 
 // Check says what is impossible about the point.
 func (p *PointInfo) Check() error {
-	if p.ID.Generation == 0 || p.ID.Incarnation == 0 || p.ID.Epoch == 0 || !p.Parent.Before(p.ID) {
+	if !p.ID.whole() || !p.Parent.IsZero() && !p.Parent.whole() || !p.Parent.Before(p.ID) {
 		return fmt.Errorf("point %v over %v is impossible", p.ID, p.Parent)
 	}
 	if p.Kind != KindCrash && p.Kind != KindApp {
@@ -190,6 +198,16 @@ func (p *PointInfo) Check() error {
 		}
 	}
 	return checkDisks(len(p.Disks), func(i int) Disk { return p.Disks[i].Disk })
+}
+
+// Check says what is impossible about the request.
+func (d *Discard) Check() error {
+	for _, k := range d.Keep {
+		if err := CheckDigest(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Check says what is impossible about the request.

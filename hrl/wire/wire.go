@@ -22,8 +22,13 @@
 // (RULES H6). Everything may be asked again: each request that was carried out
 // once answers the second time as it did the first.
 //
-// Every request has VersionHeader; a host of another version answers with
-// CodeVersion before it looks at anything else.
+// Every request and every answer has VersionHeader; a host of another version
+// answers with CodeVersion before it looks at anything else.
+//
+// A refusal is an Error with the status of its Code. While a request takes its
+// time the answering host says every PulseEvery with an answer of status 102 that
+// it is at work, so that an asking host which hears nothing for SilenceMax may
+// take it for hung, however long a layer takes to be checked.
 package wire
 
 import (
@@ -68,6 +73,9 @@ func ParseVMID(s string) (VMID, error) {
 		return id, fmt.Errorf("%q is no UUID", s)
 	}
 	copy(id[:], b)
+	if id.String() != s {
+		return VMID{}, fmt.Errorf("%q is no UUID in small letters", s) // one VM has one spelling
+	}
 	return id, nil
 }
 
@@ -91,6 +99,9 @@ type PointID struct {
 
 // IsZero reports whether it names no point.
 func (p PointID) IsZero() bool { return p == PointID{} }
+
+// whole reports whether none of the numbers is missing: all count from 1.
+func (p PointID) whole() bool { return p.Generation > 0 && p.Incarnation > 0 && p.Epoch > 0 }
 
 // Before reports whether the point comes before o.
 func (p PointID) Before(o PointID) bool {
@@ -128,7 +139,11 @@ func ParsePointID(s string) (PointID, error) {
 		}
 		n[i] = v
 	}
-	return PointID{n[0], n[1], n[2]}, nil
+	id := PointID{n[0], n[1], n[2]}
+	if id.IsZero() {
+		return id, fmt.Errorf("%q is no recovery point: their numbers count from 1", s)
+	}
+	return id, nil
 }
 
 // MarshalText implements encoding.TextMarshaler.

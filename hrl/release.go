@@ -1,0 +1,147 @@
+package hrl
+
+import "path/filepath"
+
+// A Mark is a place in a log: behind the frame with this number.
+type Mark struct {
+	Incarnation uint64 `json:"incarnation"`
+	Seq         uint64 `json:"seq"`
+}
+
+// Mark is the place behind the cut.
+func (c *CutInfo) Mark() Mark { return Mark{c.Incarnation, c.Seq} }
+
+func (m Mark) before(o Mark) bool {
+	return m.Incarnation < o.Incarnation || m.Incarnation == o.Incarnation && m.Seq < o.Seq
+}
+
+// Release says that nothing will need what the log has before the mark any more:
+// a point that holds it was acknowledged, and that is on record here (rule R3).
+// Segments that lie wholly before it become spares or are removed, oldest first,
+// once their writes have ended on the disk and nobody reads them (RULES C3).
+//
+// A spare's old header is overwritten first. After a kill its frames therefore
+// do not count; after a power cut they may, as evidence of old changes, which is
+// true.
+func (l *Log) Release(m Mark) {
+	l.mu.Lock()
+	if l.needless.before(m) {
+		l.needless = m
+	}
+	l.mu.Unlock()
+	l.keeper.kick()
+}
+
+// OpenBehind opens the segments that hold what was logged behind the mark, for
+// reading while the log goes on: what is appended meanwhile is seen in part.
+// Until the caller closes them, no segment is given up or released.
+func (l *Log) OpenBehind(m Mark) (*Segments, error) {
+	r := &Segments{fs: l.fs}
+	l.mu.Lock()
+	all := append([]*segment(nil), l.sealed...)
+	if l.tail != nil && l.tail.pre == nil {
+		all = append(all, l.tail)
+	}
+	var paths []string
+	for i, s := range all {
+		if !s.empty && !l.coversLocked(m, s, nextOf(all, i)) {
+			paths = append(paths, s.path)
+		}
+	}
+	l.readers++
+	r.closed = func() {
+		l.mu.Lock()
+		l.readers--
+		l.mu.Unlock()
+		l.keeper.kick()
+	}
+	l.mu.Unlock()
+	for _, p := range paths {
+		if err := r.add(p, false); err != nil {
+			r.Close()
+			return nil, err
+		}
+	}
+	r.sort()
+	if err := r.catchUp(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func nextOf(all []*segment, i int) *segment {
+	if i+1 < len(all) {
+		return all[i+1]
+	}
+	return nil
+}
+
+// coversLocked reports whether all frames of s, which next follows, lie before
+// the mark. Of a segment of an earlier incarnation only the number that the next
+// one begins with is known.
+func (l *Log) coversLocked(m Mark, s, next *segment) bool {
+	switch inc := s.head.incarnation; {
+	case s.empty || inc < m.Incarnation:
+		return true
+	case inc > m.Incarnation:
+		return false
+	case inc == l.meta.incarnation:
+		return s.last <= m.Seq
+	default:
+		return next != nil && next.head.incarnation == inc && next.head.first <= m.Seq+1
+	}
+}
+
+// release makes spares of the segments that Release has named, or removes them.
+func (k *keeper) release() {
+	l := k.l
+	for {
+		l.mu.Lock()
+		if l.readers > 0 || len(l.sealed) == 0 {
+			l.mu.Unlock()
+			return
+		}
+		s, next := l.sealed[0], l.tail
+		if len(l.sealed) > 1 {
+			next = l.sealed[1]
+		}
+		if s.f != nil || s.unfinished.Load() > 0 || s.outstanding > 0 || !l.coversLocked(l.needless, s, next) {
+			l.mu.Unlock()
+			return
+		}
+		n := copy(l.sealed, l.sealed[1:])
+		l.sealed[n] = nil
+		l.sealed = l.sealed[:n]
+		wanted := len(l.spares) < l.opt.Spares && s.size == l.opt.SegmentBytes
+		l.stats.Released++
+		l.mu.Unlock()
+		if !wanted || !k.blank(s.path) {
+			// One that stays is found by the next Open, and what it says is true.
+			_ = l.fs.Remove(s.path)
+		}
+	}
+}
+
+// blank makes a spare of a segment whose frames are needed no more.
+func (k *keeper) blank(path string) bool {
+	l := k.l
+	f, err := l.fs.Edit(path)
+	if err != nil {
+		return false
+	}
+	size, err := f.Size()
+	if err == nil && size == l.opt.SegmentBytes {
+		var none [headerBytes]byte
+		_, err = f.WriteAt(none[:], 0)
+	}
+	if err != nil || size != l.opt.SegmentBytes {
+		f.Close()
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spares = append(l.spares, &segment{path: filepath.Clean(path), size: size, f: f})
+	l.room.Broadcast()
+	return true
+}
