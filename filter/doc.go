@@ -8,7 +8,8 @@
 //	locks.go    range locks, and the barrier
 //	flush.go    syncs, shared by those that may share one
 //	latch.go    the error latch (rule R9)
-//	gaps.go     what the log lacks
+//	gaps.go     what the log lacks, and what of it has been copied
+//	copy.go     copying a gap among the guest's writes
 //	recover.go  what a log that was not closed asks for
 //	stats.go    where the microseconds go
 //

@@ -24,6 +24,12 @@ type Options struct {
 	Latch string
 }
 
+// A Disk is a disk of a VM, by the name it has in the VM's log.
+type Disk struct {
+	*Filter
+	Name string
+}
+
 // A Filter is the Queue over a disk. It orders overlapping writes, tees changes
 // into a replica log while one is attached, knows what the log lacks, and
 // remembers failed syncs. It takes requests of any alignment.
@@ -36,6 +42,7 @@ type Filter struct {
 
 	locks   lockTable
 	barrier sync.Mutex // held while the tee is changed
+	copying sync.Mutex // held by CopyGap: there is one watch of the locks
 	gaps    gapMap
 	latch   latch
 	flusher flusher
@@ -148,7 +155,7 @@ func (f *Filter) AttachLog(log *hrl.Log, disk hrl.DiskID) {
 }
 
 // Gaps calls visit for the runs of 64 KiB blocks, in bytes, that may have
-// changed without the log having it.
+// changed without the log having it, and were not copied since.
 func (f *Filter) Gaps(visit func(off, length int64)) { f.gaps.runs(visit) }
 
 // AddGap adds a range to the gaps. A log that gives up frames says so here
@@ -256,9 +263,14 @@ func (f *Filter) logFailed(why error) {
 
 func (f *Filter) logWorked() {
 	if f.logBad.Load() && f.logBad.CompareAndSwap(true, false) {
-		f.warn.Info("the log works again", "disk", f.info.Name, "gap_bytes", f.gaps.bytes())
+		gap, _ := f.gaps.bytes()
+		f.warn.Info("the log works again", "disk", f.info.Name, "gap_bytes", gap)
 	}
 }
+
+// Flush makes everything durable that had finished when it was called, as a
+// guest's FLUSH does.
+func (f *Filter) Flush() error { return f.flusher.flush() }
 
 // Close makes the disk durable. The caller has drained it and submits nothing
 // any more. It does not close the device.

@@ -462,7 +462,7 @@ func TestRecoverAfterKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := f.Recover(l, id, "root", rec, nil)
+		out, err := f.Recover(l, id, "root", rec, hrl.Mark{}, nil)
 		if err != nil || rec != hrl.RecoverKill || out.AgainBytes != 4096-int64(torn)*1024 || out.GapBytes != 0 {
 			t.Fatalf("torn at %d KiB: %v %+v %v", torn, rec, out, err)
 		}
@@ -498,7 +498,7 @@ func TestRecoverAfterPowerCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := f.Recover(l, id, "root", rec, nil)
+	out, err := f.Recover(l, id, "root", rec, hrl.Mark{}, nil)
 	if err != nil || out.Whole == nil || out.GapBytes != f.Size() || f.Stats().GapBytes != f.Size() {
 		t.Fatalf("%v %+v %v", rec, out, err)
 	}

@@ -41,6 +41,33 @@ type lockTable struct {
 	turning chan struct{}
 
 	tee *tee // who takes a lock uses the tee it finds at that moment
+
+	watched *watch // nil: nobody reads without a lock
+}
+
+// A watch tells who reads a range without a lock whether it was locked meanwhile.
+type watch struct {
+	lock    *lock // the one that the reader itself will take, of the range
+	touched bool
+}
+
+// watch begins to look out for w's range. There is one watch at a time.
+func (t *lockTable) watch(w *watch) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watched = w
+	for _, h := range t.held {
+		w.touched = w.touched || h.overlaps(w.lock)
+	}
+}
+
+// takeWatched takes the range that was watched, and ends the watch.
+func (t *lockTable) takeWatched(w *watch) *tee {
+	tee := t.take(w.lock)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watched = nil
+	return tee
 }
 
 // tryAll takes the ranges of those locks that conflict with nothing, neither
@@ -102,6 +129,9 @@ func (t *lockTable) releaseOne(l *lock) {
 func (t *lockTable) holdLocked(l *lock) {
 	l.round = t.round
 	t.rounds[l.round]++
+	if w := t.watched; w != nil && w.lock != l && w.lock.overlaps(l) {
+		w.touched = true
+	}
 	l.index = len(t.held)
 	t.held = append(t.held, l)
 }

@@ -37,7 +37,9 @@ type Recovered struct {
 //
 // A crash during the recovery leaves the same log, perhaps with some ranges
 // logged again; the next one does it all once more.
-func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.Recovery, progress func(bytes int64)) (Recovered, error) {
+//
+// What lies before acked has got to the replica: gaps and copies there are healed.
+func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.Recovery, acked hrl.Mark, progress func(bytes int64)) (Recovered, error) {
 	out := Recovered{Found: found}
 	if found == hrl.RecoverNew {
 		return out, nil
@@ -60,7 +62,7 @@ func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.R
 			return out, err
 		}
 		defer segs.Close()
-		_, err = segs.Latest(name, a.compare)
+		_, err = segs.LatestUnhealed(name, acked, a.compare)
 		switch {
 		case err == nil, errors.Is(err, hrl.ErrNoDisk): // nothing was ever logged of it
 		case errors.Is(err, hrl.ErrDamaged):

@@ -87,12 +87,13 @@ type Stats struct {
 // range), "append" (to the log), "disk" (writes), "read" and "flush".
 func (f *Filter) Stats() Stats {
 	c := &f.stats
+	gap, _ := f.gaps.bytes()
 	return Stats{
 		Reads: c.Reads.Load(), Writes: c.Writes.Load(), WriteZeroes: c.Zeroes.Load(),
 		Trims: c.Trims.Load(), Flushes: c.Flushes.Load(),
 		ReadBytes: c.ReadBytes.Load(), WrittenBytes: c.WrittenBytes.Load(),
 		Batches: c.Batches.Load(), Waited: c.Waited.Load(), Conflicts: c.Conflicts.Load(),
-		Dropped: c.Dropped.Load(), DiskErrors: c.Errors.Load(), GapBytes: f.gaps.bytes(),
+		Dropped: c.Dropped.Load(), DiskErrors: c.Errors.Load(), GapBytes: gap,
 		Stages: map[string]StageStats{
 			"lock": c.Lock.Stats(), "append": c.Append.Stats(), "disk": c.Disk.Stats(),
 			"read": c.Read.Stats(), "flush": c.Flush.Stats(),

@@ -21,9 +21,9 @@ const statxMntIDUnique = 0x4000
 
 // life identifies the boot of this host, and the mounts (for block devices, the
 // disk in the drive) of image and log. As long as it is the same, what a killed
-// process wrote is in the page cache (RULES E8). A disk of another host, named
-// name, has a page cache that we know nothing of: its life is never the same.
-func life(image, logDir, name string) ([32]byte, error) {
+// process wrote is in the page cache (RULES E8). A disk that is no image of this
+// host has a page cache that we know nothing of: its life is never the same.
+func life(logDir string, disks []VMDisk) ([32]byte, error) {
 	h := sha256.New()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -37,14 +37,14 @@ func life(image, logDir, name string) ([32]byte, error) {
 	if err := addMount(h, log, false); err != nil {
 		return [32]byte{}, err
 	}
-	if image == "" {
-		var once [16]byte
-		if _, err := rand.Read(once[:]); err != nil {
+	for _, d := range disks {
+		if d.Image == "" {
+			var once [16]byte
+			_, _ = rand.Read(once[:]) // never fails
+			fmt.Fprintf(h, "%s %x", d.Device.Info().Name, once)
+		} else if err := addMount(h, d.Image, true); err != nil {
 			return [32]byte{}, err
 		}
-		fmt.Fprintf(h, "%s %x", name, once)
-	} else if err := addMount(h, image, true); err != nil {
-		return [32]byte{}, err
 	}
 	return [32]byte(h.Sum(nil)), nil
 }

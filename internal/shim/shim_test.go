@@ -18,14 +18,14 @@ func TestLife(t *testing.T) {
 	if err := blockdev.CreateFile(image, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	first, err := life(image, log, "vm")
+	first, err := life(log, []VMDisk{{Image: image}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.MkdirAll(log, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := life(image, log, "vm"); err != nil || again != first {
+	if again, err := life(log, []VMDisk{{Image: image}}); err != nil || again != first {
 		t.Errorf("making the log directory began a new life: %v", err)
 	}
 	if err := os.Rename(image, image+".old"); err != nil {
@@ -34,17 +34,18 @@ func TestLife(t *testing.T) {
 	if err := blockdev.CreateFile(image, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if other, err := life(image, log, "vm"); err != nil || other == first {
+	if other, err := life(log, []VMDisk{{Image: image}}); err != nil || other == first {
 		t.Errorf("another file under the name lives the life of the first: %v", err)
 	}
-	if elsewhere, err := life(image, "/proc", "vm"); err != nil || elsewhere == first {
+	if elsewhere, err := life("/proc", []VMDisk{{Image: image}}); err != nil || elsewhere == first {
 		t.Errorf("another file system for the log lives the same life: %v", err)
 	}
-	a, err := life("", log, "nbd://h/d")
+	remote := blockdev.NewMem(512)
+	a, err := life(log, []VMDisk{{Device: remote}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := life("", log, "nbd://h/d"); err != nil || a == b {
+	if b, err := life(log, []VMDisk{{Device: remote}}); err != nil || a == b {
 		t.Errorf("a remote disk lives on: %v", err)
 	}
 }
