@@ -170,6 +170,8 @@ type Stats struct {
 	Failed   int64 `json:"failed_appends"` // appends refused or failed
 	Segments int   `json:"segments"`       // in use, whatever incarnation
 	Spares   int   `json:"spare_segments"`
+	// SegmentBytes is what segments and spares take.
+	SegmentBytes int64 `json:"segment_bytes"`
 	// Reclaimed counts segments given up at the quota.
 	Reclaimed int64 `json:"reclaimed_segments"`
 	// Released counts segments that nothing needed any more.
@@ -438,8 +440,14 @@ func (l *Log) Stats() Stats {
 	defer l.mu.Unlock()
 	s := l.stats
 	s.Segments, s.Spares = len(l.sealed), len(l.spares)
+	for _, all := range [][]*segment{l.sealed, l.spares} {
+		for _, g := range all {
+			s.SegmentBytes += g.size
+		}
+	}
 	if l.tail != nil {
 		s.Segments++
+		s.SegmentBytes += l.tail.size
 	}
 	return s
 }

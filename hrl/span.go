@@ -27,16 +27,16 @@ func (p Position) String() string { return fmt.Sprintf("%d.%d", p.Incarnation, p
 // A Span is what was logged behind the cut P, up to the cut Q.
 type Span struct {
 	P, Q Position
-	// After is the sequence number of the cut P, 0 if it is not known. With it
-	// the segment that holds this cut may be gone: what is left of P's
-	// incarnation must then begin right behind it, and whoever gives it
-	// vouches that what is gone of that incarnation had come before P (a log
-	// reclaims nothing else).
-	After uint64
 	// From is a cut behind P from which on the log is read, zero: P itself.
 	// Whoever gives it vouches that all that changed between the two has been
 	// copied behind it.
 	From Position
+	// After is the sequence number of the cut P, or From, 0 if it is not known.
+	// With it the segment that holds this cut may be gone: what is left of the
+	// cut's incarnation must then begin right behind it, and whoever gives it
+	// vouches that what is gone of that incarnation had come before the cut (a log
+	// releases nothing else).
+	After uint64
 }
 
 // ErrNoCut says that segments do not hold a cut.
@@ -112,7 +112,7 @@ func (r *Segments) findCut(at Position) (*foundCut, error) {
 func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
 	begin := span.P
 	if span.From != (Position{}) {
-		begin, span.After = span.From, 0
+		begin = span.From
 	}
 	if !begin.Before(span.Q) {
 		return nil, nil, nil, fmt.Errorf("no span: cut %v does not come before cut %v", begin, span.Q)

@@ -1,0 +1,2 @@
+// Package replica is the other side of a replication.
+package replica
