@@ -82,7 +82,7 @@ func Open(ctx context.Context, dev blockdev.Device, o Options) (*Disk, error) {
 	}
 	d := &Disk{Disk: vm.disks[0], vm: vm}
 	if err := d.open(ctx, o); err != nil {
-		return nil, errors.Join(err, vm.abort())
+		return nil, errors.Join(err, vm.Abort())
 	}
 	return d, nil
 }

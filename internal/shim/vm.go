@@ -149,6 +149,16 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 	return out, nil
 }
 
+// OpenLog is StartLog as package ship asks for it: whole says that the log cannot
+// vouch for a disk.
+func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, opened func(*hrl.Log, hrl.Recovery) error) (whole bool, err error) {
+	found, err := v.StartLog(ctx, LogOptions{Dir: dir, Quota: quota, Acked: acked, Opened: opened})
+	for i := range found {
+		whole = whole || found[i].Whole != nil
+	}
+	return whole, err
+}
+
 func (v *VM) recover(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *LogOptions) ([]filter.Recovered, error) {
 	for _, k := range log.Known() {
 		if o.alone && k.Name != v.disks[0].Name {
@@ -230,8 +240,10 @@ func (v *VM) Close() error {
 	return errors.Join(err, v.closeDevices())
 }
 
-// abort lets everything go as a killed process would.
-func (v *VM) abort() error {
+// Abort lets everything go as a killed process would.
+func (v *VM) Abort() error {
+	v.starting.Lock()
+	defer v.starting.Unlock()
 	var err error
 	if v.log != nil {
 		err = v.log.Abort()

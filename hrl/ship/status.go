@@ -1,0 +1,226 @@
+package ship
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"afterimage/hrl/wire"
+)
+
+// seen is what Status tells, as the loop has left it. It is guarded by Shipper.mu.
+type seen struct {
+	state    state
+	role     wire.Role
+	err      error     // why the last cycle failed
+	since    time.Time // when it began to fail
+	cut      time.Time // of the last cut
+	caughtUp time.Time // up to when the replica has everything
+	logged   int64     // bytes the log had appended by the last cut
+	acked    int64     // and by the last one that was acknowledged
+	sent     int64     // bytes of layers that left, repeated ones too
+
+	copying   bool
+	copyStart time.Time
+	copyDone  int64
+	copyTotal int64
+}
+
+func (s *Shipper) setRole(r wire.Role) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.role = r
+}
+
+func (s *Shipper) noteSent(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.sent += n
+}
+
+func (s *Shipper) noteCut(at time.Time) {
+	logged := s.opt.VM.Log().Stats().Bytes
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.cut, s.seen.logged = at, logged
+}
+
+// noteCaughtUp: nothing had changed by the last cut.
+func (s *Shipper) noteCaughtUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.caughtUp, s.seen.acked = s.seen.cut, s.seen.logged
+}
+
+func (s *Shipper) noteAcked(point time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.caughtUp, s.seen.acked = point, s.seen.logged
+	s.seen.copyDone, s.seen.copyTotal = 0, 0
+}
+
+func (s *Shipper) noteCopying(open int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.copying = true
+	if s.seen.copyDone == 0 {
+		s.seen.copyStart = time.Now()
+	}
+	s.seen.copyTotal = s.seen.copyDone + open
+}
+
+func (s *Shipper) noteBlock(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.copyDone += n
+}
+
+func (s *Shipper) noteCopied() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.copying = false
+}
+
+// States of a replication.
+const (
+	StateInitial     = "initial" // the first copy is under way
+	StateReplicating = "replicating"
+	StatePaused      = "paused"
+	StateGap         = "gap"         // the replica lacks what the log does not have
+	StateFailedOver  = "failed_over" // the peer runs the VM
+)
+
+// Healths of a replication.
+const (
+	HealthNormal   = "normal"
+	HealthWarning  = "warning"
+	HealthCritical = "critical"
+)
+
+// A Status says how a replication is. Sizes are bytes.
+type Status struct {
+	State      string   `json:"state"`
+	Health     string   `json:"health"`
+	Reasons    []string `json:"reasons"` // for a health that is not normal
+	Generation uint64   `json:"generation"`
+	// LastPoint is the newest point that is known to be listed; nil: none.
+	LastPoint *wire.PointInfo `json:"last_point"`
+	// Lag is what would be lost if this host died now: how old the oldest change
+	// may be that the replica does not have, and how much was logged since.
+	LagSeconds float64 `json:"lag_seconds"`
+	LagBytes   int64   `json:"lag_bytes"`
+	// CutEpoch is the newest cut, OfferedEpoch that of the newest point offered, and
+	// AckedEpoch that of the newest listed, all of this log or zero.
+	CutEpoch     uint64 `json:"cut_epoch"`
+	OfferedEpoch uint64 `json:"offered_epoch"`
+	AckedEpoch   uint64 `json:"acked_epoch"`
+	LogBytes     int64  `json:"log_bytes"` // of segments
+	GapBytes     int64  `json:"gap_bytes"`
+	// Initial tells of copying, first or repeated, while it is under way.
+	InitialDone  int64   `json:"initial_done"`
+	InitialTotal int64   `json:"initial_total"`
+	ETASeconds   float64 `json:"eta_seconds"` // 0: not known
+	Totals       Totals  `json:"totals"`
+}
+
+// lateFactor and lateMin say how old what the replica lacks may be, in intervals and
+// at least, before it is worth a warning; criticalFactor times that is critical.
+const (
+	lateFactor     = 3
+	lateMin        = 10 * time.Second
+	criticalFactor = 10
+)
+
+// Status returns how the replication is.
+func (s *Shipper) Status() Status {
+	var gap int64
+	for _, d := range s.opt.VM.Disks() {
+		all, _ := d.GapBytes()
+		gap += all
+	}
+	var logBytes, logged int64
+	if log := s.opt.VM.Log(); log != nil {
+		st := log.Stats()
+		logBytes, logged = st.SegmentBytes, st.Bytes
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := &s.seen
+	out := Status{
+		State: StateReplicating, Health: HealthNormal, Reasons: []string{},
+		Generation: v.state.Generation, AckedEpoch: v.state.Acked.ID.Epoch, OfferedEpoch: v.state.Acked.ID.Epoch,
+		LogBytes: logBytes, GapBytes: gap, Totals: v.state.Totals,
+	}
+	if !v.state.Acked.ID.IsZero() {
+		p := v.state.Acked
+		out.LastPoint = &p
+	}
+	if n := len(v.state.Offers); n > 0 {
+		out.OfferedEpoch = v.state.Offers[n-1].Point.ID.Epoch
+	}
+	if from := v.caughtUp; logged > v.acked || gap > 0 {
+		if from.IsZero() {
+			from = v.state.Acked.Time
+		}
+		out.LagBytes = max(0, logged-v.acked)
+		if !from.IsZero() {
+			out.LagSeconds = time.Since(from).Seconds()
+		}
+	}
+	switch {
+	case v.role == wire.RoleFailedOver || v.role == wire.RolePrimary:
+		out.State = StateFailedOver
+	case s.paused:
+		out.State = StatePaused
+	case v.state.Acked.ID.IsZero():
+		out.State = StateInitial
+	case gap > 0:
+		out.State = StateGap
+	}
+	if v.copying {
+		out.InitialDone, out.InitialTotal = v.copyDone, v.copyTotal
+		if spent := time.Since(v.copyStart).Seconds(); v.copyDone > 0 && spent > 0 {
+			out.ETASeconds = float64(v.copyTotal-v.copyDone) / (float64(v.copyDone) / spent)
+		}
+	}
+	s.judgeLocked(&out)
+	return out
+}
+
+// judgeLocked finds what is wrong.
+func (s *Shipper) judgeLocked(out *Status) {
+	say := func(health, format string, args ...any) {
+		if out.Health != HealthCritical {
+			out.Health = health
+		}
+		out.Reasons = append(out.Reasons, fmt.Sprintf(format, args...))
+	}
+	late := max(lateFactor*s.opt.Every, lateMin).Seconds()
+	switch {
+	case out.State == StateFailedOver:
+		say(HealthCritical, "%v", errOr(s.seen.err, "the peer runs the VM"))
+	case s.paused:
+		say(HealthWarning, "the replication is paused")
+	case s.seen.err != nil:
+		var refused *wire.Error
+		health := HealthWarning
+		if errors.As(s.seen.err, &refused) || time.Since(s.seen.since).Seconds() > late {
+			health = HealthCritical
+		}
+		say(health, "%v", s.seen.err)
+	}
+	switch {
+	case out.State == StateInitial || s.seen.copying:
+	case out.LagSeconds > late*criticalFactor:
+		say(HealthCritical, "the replica is %v behind", time.Duration(out.LagSeconds*float64(time.Second)).Round(time.Second))
+	case out.LagSeconds > late:
+		say(HealthWarning, "the replica is %v behind", time.Duration(out.LagSeconds*float64(time.Second)).Round(time.Second))
+	}
+}
+
+func errOr(err error, otherwise string) string {
+	if err != nil {
+		return err.Error()
+	}
+	return otherwise
+}
