@@ -145,6 +145,26 @@ func (s *Server) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
+// Clients returns how many connections use an export, without those whose client
+// has gone.
+func (s *Server) Clients(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.exports[name]
+	if e == nil {
+		return 0
+	}
+	d := s.disks[e.Queue]
+	over := d.over()
+	n := 0
+	for c := range d.users {
+		if c.export == e && !slices.Contains(over, c) {
+			n++
+		}
+	}
+	return n
+}
+
 // onDone calls f on a goroutine of its own when ctx is done. undo, to be called
 // once, reports whether it came before that; if not, f has returned.
 func onDone(ctx context.Context, f func()) (undo func() bool) {

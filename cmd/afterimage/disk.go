@@ -222,14 +222,14 @@ func (a *app) diskCopy(ctx context.Context, from, to string, o diskOptions) erro
 // openTarget opens a disk for writing and, if it is a file that does not
 // exist, makes it first.
 func openTarget(ctx context.Context, name string, size int64, o diskOptions) (dev blockdev.Device, created bool, err error) {
-	dev, err = openDisk(ctx, name, o)
+	dev, err = openOwn(ctx, name, o)
 	if !errors.Is(err, fs.ErrNotExist) || uriForm.MatchString(name) {
 		return dev, false, err
 	}
 	if err := blockdev.CreateFile(name, size); err != nil {
 		return nil, false, err
 	}
-	dev, err = openDisk(ctx, name, o)
+	dev, err = openOwn(ctx, name, o)
 	return dev, true, err
 }
 

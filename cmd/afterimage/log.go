@@ -238,7 +238,7 @@ func (a *app) logReplay(ctx context.Context, paths []string, disk, onto string, 
 			return err
 		}
 	}
-	dev, err := openDisk(ctx, onto, o)
+	dev, err := openOwn(ctx, onto, o)
 	if err != nil {
 		return err
 	}

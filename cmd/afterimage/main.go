@@ -5,10 +5,12 @@
 //	status.go   exit statuses and what an error becomes
 //	output.go   JSON, tables, terminals
 //	size.go     SIZE as on the command line
-//	open.go     what a DISK argument names
+//	open.go     what a DISK argument names; owner.go whose it may be
 //	progress.go rate and time left of a long command
 //	listen.go   where the clients of serve come from
-//	serve.go, disk.go, log.go, bench.go, doctor.go, completion.go, version.go: a noun each
+//	admin.go    asking the daemon; VM@POINT/DISK
+//	duration.go, rate.go: DURATION and RATE as on the command line
+//	serve.go, disk.go, log.go, daemon.go, vm.go, peer.go, replica.go, point.go, failover.go, bench.go, doctor.go, completion.go, version.go: a noun each
 package main
 
 import (
@@ -25,7 +27,8 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // app is what every command is given.
 type app struct {
 	stdout, stderr io.Writer
-	json           bool // --json: results as JSON
+	json           bool   // --json: results as JSON
+	admin          string // --admin: the daemon's socket; empty: the usual places
 	// begun is set when the command line was understood: an error before is
 	// wrong usage, one after is the command's own.
 	begun bool
@@ -62,12 +65,21 @@ disk over NBD; the image stays an ordinary raw file.`,
 		PersistentPreRun:  func(*cobra.Command, []string) { a.begun = true },
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
+	root.PersistentFlags().StringVar(&a.admin, "admin", "", "ask the daemon on the socket `PATH`")
 	root.SetHelpFunc(help)
 	noun(root)
 	root.AddCommand(
 		a.serveCommand(),
 		a.diskCommand(),
 		a.logCommand(),
+		a.daemonCommand(),
+		a.vmCommand(),
+		a.peerCommand(),
+		a.replicaCommand(),
+		a.pointCommand(),
+		a.failoverCommand(),
+		a.certCommand(),
+		a.demoCommand(),
 		a.benchCommand(),
 		a.doctorCommand(),
 		a.completionCommand(),

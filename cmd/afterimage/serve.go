@@ -197,7 +197,7 @@ func (a *app) openServed(ctx context.Context, image, name string, o serveOptions
 	if !uriForm.MatchString(image) {
 		so.Image = image
 	}
-	dev, err := openDisk(ctx, image, o.disk)
+	dev, err := openOwn(ctx, image, o.disk)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"afterimage/blockdev"
+	"afterimage/blockdev/owner"
 	"afterimage/hrl"
+	"afterimage/internal/admin"
 )
 
 // Exit statuses, the same for every command.
@@ -34,20 +36,24 @@ const statusHelp = `0 done, 1 failed, 2 wrong usage or an impossible argument,
 func statusOf(err error) int {
 	var s *statusError
 	var f *blockdev.FormatError
+	var refused *admin.Error
+	var owned *owner.OwnedError
 	switch {
 	case err == nil:
 		return statusDone
 	case errors.As(err, &s):
 		return s.status
+	case errors.As(err, &refused):
+		return int(refused.Status)
 	case errors.Is(err, context.Canceled):
 		return statusInterrupted
-	case errors.Is(err, hrl.ErrDamaged):
+	case errors.Is(err, hrl.ErrDamaged), errors.Is(err, owner.ErrDamaged):
 		return statusDamaged
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hrl.ErrNoDisk):
 		return statusNotFound
-	case errors.Is(err, hrl.ErrLocked), errors.Is(err, hrl.ErrVersion):
+	case errors.Is(err, hrl.ErrLocked), errors.Is(err, hrl.ErrVersion), errors.Is(err, owner.ErrVersion):
 		return statusRefused
-	case errors.Is(err, blockdev.ErrInUse), errors.Is(err, fs.ErrExist), errors.Is(err, blockdev.ErrReadOnly):
+	case errors.As(err, &owned), errors.Is(err, blockdev.ErrInUse), errors.Is(err, fs.ErrExist), errors.Is(err, blockdev.ErrReadOnly):
 		return statusRefused
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return statusRefused
@@ -99,9 +105,17 @@ func withHint(err error, hint string) error {
 // report prints an error and its hint, and returns its exit status.
 func report(w io.Writer, err error) int {
 	fmt.Fprintf(w, "afterimage: %v\n", err)
-	var h interface{ Hint() string }
-	if errors.As(err, &h) && h.Hint() != "" {
-		fmt.Fprintf(w, "hint: %s\n", h.Hint())
+	if hint := hintOf(err); hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", hint)
 	}
 	return statusOf(err)
+}
+
+// hintOf is the hint of an error, or empty.
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
 }
