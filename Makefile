@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: need-go build deps check lint test bench-quick fuzz install clean
+.PHONY: need-go build demo deps check lint test bench-quick fuzz install clean
 .DEFAULT_GOAL := build
 
 need-go:
@@ -17,6 +17,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 build: need-go
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/afterimage ./cmd/afterimage
+
+# Loses a host, and starts its VM on the other. Needs nothing but Go.
+demo: build
+	bin/afterimage demo
 
 # The only target that installs anything.
 deps:
