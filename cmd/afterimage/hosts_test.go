@@ -279,6 +279,7 @@ func TestServeOwned(t *testing.T) {
 		t.Error(status, p.stderr.String())
 	}
 	testenv.Until(t, "the VM is served", func() bool {
+		var vm admin.VM
 		a.decode(&vm, "vm", "show", "web")
 		return vm.Error == "" && vm.Disks[0].URI != ""
 	})
