@@ -139,7 +139,8 @@ type Log struct {
 
 	spareErr error     // why appends are refused: there is no spare
 	retryAt  time.Time // after a failed append: when a new tail may begin
-	readers  int       // no segment is reclaimed or released while there are any
+	readers  int       // no segment is reclaimed while there are any
+	reading  []Mark    // of those readers that read only what lies behind a mark
 	needless Mark      // what lies before it is needed no more
 	closed   bool
 	ended    bool // Close has done its part

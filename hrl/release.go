@@ -1,6 +1,9 @@
 package hrl
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"slices"
+)
 
 // A Mark is a place in a log: behind the frame with this number.
 type Mark struct {
@@ -34,7 +37,8 @@ func (l *Log) Release(m Mark) {
 
 // OpenBehind opens the segments that hold what was logged behind the mark, for
 // reading while the log goes on: what is appended meanwhile is seen in part.
-// Until the caller closes them, no segment is given up or released.
+// Until the caller closes them, no segment is given up, and none released that
+// may be among them.
 func (l *Log) OpenBehind(m Mark) (*Segments, error) {
 	r := &Segments{fs: l.fs}
 	l.mu.Lock()
@@ -49,9 +53,11 @@ func (l *Log) OpenBehind(m Mark) (*Segments, error) {
 		}
 	}
 	l.readers++
+	l.reading = append(l.reading, m)
 	r.closed = func() {
 		l.mu.Lock()
 		l.readers--
+		l.reading = slices.Delete(l.reading, slices.Index(l.reading, m), slices.Index(l.reading, m)+1)
 		l.mu.Unlock()
 		l.keeper.kick()
 	}
@@ -98,15 +104,21 @@ func (k *keeper) release() {
 	l := k.l
 	for {
 		l.mu.Lock()
-		if l.readers > 0 || len(l.sealed) == 0 {
+		if l.readers > len(l.reading) || len(l.sealed) == 0 {
 			l.mu.Unlock()
-			return
+			return // the recovery reads all
+		}
+		limit := l.needless
+		for _, m := range l.reading {
+			if m.before(limit) {
+				limit = m
+			}
 		}
 		s, next := l.sealed[0], l.tail
 		if len(l.sealed) > 1 {
 			next = l.sealed[1]
 		}
-		if s.f != nil || s.unfinished.Load() > 0 || s.outstanding > 0 || !l.coversLocked(l.needless, s, next) {
+		if s.f != nil || s.unfinished.Load() > 0 || s.outstanding > 0 || !l.coversLocked(limit, s, next) {
 			l.mu.Unlock()
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 // TestRelease ships span after span as a primary does: what was acknowledged is
@@ -122,6 +123,15 @@ func TestReleaseWaits(t *testing.T) {
 	if n := kick(); n != 0 {
 		t.Errorf("%d segments released under a reader", n)
 	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A reader of what lies behind the mark is in nobody's way.
+	if r, err = l.OpenBehind(cut.Mark()); err != nil {
+		t.Fatal(err)
+	}
+	kick()
+	testenv.Until(t, "segments are released beside a reader", func() bool { return l.Stats().Released > 0 })
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}

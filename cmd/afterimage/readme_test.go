@@ -62,6 +62,11 @@ func playSession(t *testing.T, session string) (servers []*process) {
 			servers = append(servers, p)
 			continue
 		}
+		if strings.Contains(line, " daemon ") {
+			p.line() // it is ready
+			servers = append(servers, p)
+			continue
+		}
 		if status := p.wait(); status != 0 {
 			t.Errorf("%s: exit status %d: %s", line, status, p.stderr.String())
 		}
@@ -220,5 +225,61 @@ func (q *qmp) quit() {
 	q.do(`{"execute":"quit"}`)
 	if err := q.cmd.Wait(); err != nil {
 		q.t.Errorf("QEMU: %v", err)
+	}
+}
+
+// TestReadmeTwoHosts plays the session of the two hosts, block by block: the guest
+// writes, the first host is killed, and the second has what was written.
+func TestReadmeTwoHosts(t *testing.T) {
+	dir := memDir(t)
+	blocks := readme(t, dir)
+	t.Chdir(dir)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ln.Addr().String()
+	ln.Close()
+	var session []string
+	for _, b := range blocks {
+		if strings.Contains(b, "host1") || strings.Contains(b, "host2") {
+			session = append(session, strings.ReplaceAll(b, "127.0.0.1:10810", address))
+		}
+	}
+	sock := func(host string) string { return filepath.Join(dir, host, "nbd.sock") }
+	write := func(off int64, fill byte) {
+		t.Helper()
+		c := dial(t, uriOf(sock("host1"), "vm1/root"))
+		useDisk(t, c, off, fill)
+		c.Close()
+	}
+	var daemons []*process
+	for i, b := range session {
+		switch {
+		case strings.Contains(b, "replica sync"):
+			write(1<<20, 7)
+		case strings.Contains(b, "failover start"):
+			write(2<<20, 8)
+			playSession(t, "\n$ afterimage replica sync vm1 --admin host1/admin.sock\n")
+			daemons[0].end(syscall.SIGKILL)
+		}
+		daemons = append(daemons, playSession(t, b)...)
+		if t.Failed() {
+			t.Fatalf("block %d of the session:\n%s", i, b)
+		}
+	}
+	if len(session) != 7 || len(daemons) != 2 {
+		t.Fatalf("the session has %d blocks and starts %d daemons", len(session), len(daemons))
+	}
+	c := dial(t, uriOf(sock("host2"), "vm1/root"))
+	for off, fill := range map[int64]byte{1 << 20: 7, 2 << 20: 8} {
+		b := make([]byte, 4096)
+		if err := blockdev.ReadAt(c, b, off); err != nil || b[0] != fill || b[4095] != fill {
+			t.Errorf("at byte %d: %d, %v; the guest wrote %d", off, b[0], err, fill)
+		}
+	}
+	c.Close()
+	if status := daemons[1].end(syscall.SIGTERM); status != statusDone {
+		t.Errorf("the second daemon ended with status %d: %s", status, daemons[1].stderr.String())
 	}
 }

@@ -26,8 +26,8 @@ disks it serves, and those it has a replica of.` + adminHelp,
 		a.vmVerb("remove", "Let go of a VM", `Let go of a VM: its disks are served no longer, and its images stay as they are. A VM
 that is replicated, or whose disk somebody has open, is refused.
 
-On a replica this erases the VM's recovery points, all of them. A VM that was failed
-over to this host is refused.`, "  afterimage vm remove web",
+On a replica this erases the VM's recovery points, all of them; if the VM is still
+replicated here it begins anew. A VM that was failed over to this host is refused.`, "  afterimage vm remove web",
 			func(ctx context.Context, c *admin.Client, vm string) error { return c.RemoveVM(ctx, vm) }),
 	)
 	return cmd

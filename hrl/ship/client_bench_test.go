@@ -2,7 +2,6 @@ package ship_test
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"log/slog"
 	"net"
@@ -16,7 +15,7 @@ import (
 	"afterimage/hrl/wire"
 )
 
-// sink is a store that throws away what comes.
+// A sink is a VM that throws away what comes; sinks is a store of them.
 type sink struct{ server.VM }
 
 type sinks struct{}
@@ -48,6 +47,14 @@ type zeroes struct{}
 
 func (zeroes) ReadAt(p []byte, off int64) (int, error) { return len(p), nil }
 
+// BenchmarkPutLayer sends a layer of 1 GiB over TLS on loopback, without disks, in
+// either version of HTTP. On two cores of a Xeon with VAES, medians of three:
+//
+//	HTTP/1.1  1.42 GB/s
+//	HTTP/2    1.14 GB/s
+//
+// which is why both sides speak HTTP/1.1. HTTP/2 could carry several requests on
+// one connection, but a layer goes piece by piece.
 func BenchmarkPutLayer(b *testing.B) {
 	const size = 1 << 30
 	ca := servertest.NewCA(b)
@@ -75,7 +82,6 @@ func BenchmarkPutLayer(b *testing.B) {
 				context.AfterFunc(ctx, func() { h2.Close() })
 				go func() { done <- h2.ServeTLS(ln, "", "") }()
 			}
-			_ = tls.Config{}
 			b.SetBytes(size)
 			for b.Loop() {
 				if err := c.PutLayer(context.Background(), wire.NewVMID(), strings.Repeat("a", 64), zeroes{}, size, ship.PutOptions{}); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -63,11 +64,16 @@ func (c *Client) roundTrip(ctx context.Context, step, method, path string, fill 
 }
 
 func (c *Client) exchange(ctx context.Context, w *watch, method, path string, fill func(*watch, *http.Request)) ([]byte, error) {
+	// Waiting for one of few connections is not the peer's silence, and making one
+	// has a limit of its own.
+	w.hold()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:              func(httptrace.GotConnInfo) { w.alive() },
-		GotFirstResponseByte: w.alive,
-		Got1xxResponse:       func(int, textproto.MIMEHeader) error { w.alive(); return nil },
+		GotConn:        func(httptrace.GotConnInfo) { w.release() },
+		Got1xxResponse: func(int, textproto.MIMEHeader) error { w.alive(); return nil },
 	})
+	if _, _, err := net.SplitHostPort(c.addr); err != nil { // or it would be port 443
+		return nil, err
+	}
 	r, err := http.NewRequestWithContext(ctx, method, "https://"+c.addr+path, nil)
 	if err != nil {
 		return nil, err

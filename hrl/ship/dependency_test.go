@@ -46,6 +46,7 @@ func TestShipDependency(t *testing.T) {
 			buf := make([]byte, 64<<10)
 			for n := int64(1); write(load, (1+n%200)*int64(len(buf)), buf); n++ {
 				binary.LittleEndian.PutUint64(buf, uint64(n))
+				time.Sleep(loadPause)
 			}
 		})
 	}

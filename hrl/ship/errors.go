@@ -46,8 +46,11 @@ func (e *UnreachableError) Hint() string {
 		alert   tls.AlertError
 		record  tls.RecordHeaderError
 		timeout net.Error
+		knows   interface{ Hint() string }
 	)
 	switch {
+	case errors.As(e.Err, &knows) && knows.Hint() != "":
+		return knows.Hint() // whoever checks the certificates knows best
 	case errors.As(e.Err, &dns):
 		return "check the name of the peer, and this host's resolver"
 	case errors.As(e.Err, &name):

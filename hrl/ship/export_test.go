@@ -12,5 +12,11 @@ func (c *Client) UseHTTP2() {
 	c.transport.Protocols.SetHTTP2(true)
 }
 
-// SetSilence changes how long the peer may be silent.
-func (c *Client) SetSilence(d time.Duration) { c.silence = d }
+// SetSilence changes how long the peer may be silent, in a handshake too.
+func (c *Client) SetSilence(d time.Duration) { c.silence, c.transport.TLSHandshakeTimeout = d, d }
+
+// PieceBytes and the error of a peer that is silent, for their tests.
+var (
+	PieceBytes = pieceBytes
+	ErrSilent  = errSilent
+)

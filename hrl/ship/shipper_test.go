@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 // TestShip: points equal the disks, over changes, restarts and kills.
 func TestShip(t *testing.T) {
 	w := newWorld(t, 1, 4<<20, 2<<20+160<<10)
+	w.keep = 40 // each start makes points by itself, too
 	w.startPrimary()
 	w.changes(30)
 	first := w.sync()
@@ -53,10 +55,19 @@ func TestShip(t *testing.T) {
 	}
 }
 
+// troubleSeeds is how many histories TestShipTroubles plays: SHIP_SEEDS, else 3.
+func troubleSeeds() uint64 {
+	n, err := strconv.ParseUint(os.Getenv("SHIP_SEEDS"), 10, 32)
+	if err != nil {
+		return 3
+	}
+	return n
+}
+
 // TestShipTroubles does everything that may befall either side, in random order,
 // between changes, and after each asks for a point that equals the disks.
 func TestShipTroubles(t *testing.T) {
-	for seed := uint64(1); seed <= 6; seed++ {
+	for seed := uint64(1); seed <= troubleSeeds(); seed++ {
 		w := newWorld(t, seed, 3<<20, 1<<20+96<<10)
 		w.startPrimary()
 		logDir := filepath.Join(w.dir, "log")
@@ -162,7 +173,7 @@ func TestShipTroubles(t *testing.T) {
 		w.changes(20)
 		w.sync()
 		done := ""
-		for range 24 {
+		for range 20 {
 			x := troubles[w.rng.IntN(len(troubles))]
 			done += ", " + x.name
 			w.changes(w.rng.IntN(8))

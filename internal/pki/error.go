@@ -116,7 +116,7 @@ func peerChainError(err error, who string, leaf *x509.Certificate, caPath string
 
 // wrongName says that the host dialed as serverName is another.
 func wrongName(err error, leaf *x509.Certificate, serverName string) *Error {
-	names := namesOf(leaf)
+	names, serverName := namesOf(leaf), shownName(serverName)
 	if len(names) == 0 {
 		return &Error{Reason: WrongName, Peer: true, Err: err, msg: "the certificate of what answered at " + serverName + " is for no host at all",
 			hint: "make it with `afterimage cert issue`"}
@@ -125,6 +125,11 @@ func wrongName(err error, leaf *x509.Certificate, serverName string) *Error {
 		msg: fmt.Sprintf("what answered at %s has a certificate for %s, not for %s", serverName, list(names), serverName),
 		hint: fmt.Sprintf("dial it by a name it has, or give it this one too, over there: `afterimage cert rotate --tls-dir DIR --name %s,%s`",
 			strings.Join(names, ","), serverName)}
+}
+
+func noPeerCertificate(err error) *Error {
+	return &Error{Reason: NoCertificate, Peer: true, Err: err, msg: "the peer has shown no certificate",
+		hint: "between hosts both sides need one: see `afterimage cert -h`"}
 }
 
 // ownExpired says that our own certificate is out of its time: no peer would

@@ -57,8 +57,7 @@ func (f *Files) Explain(err error) error {
 	// What crypto/tls has no type for.
 	switch text := err.Error(); {
 	case strings.Contains(text, "tls: client didn't provide a certificate"):
-		return &Error{Reason: NoCertificate, Peer: true, Err: err, msg: "the peer has shown no certificate",
-			hint: "between hosts both sides need one: see `afterimage cert -h`"}
+		return noPeerCertificate(err)
 	case strings.Contains(text, "tls: client offered only unsupported versions"), strings.Contains(text, "tls: server selected unsupported protocol version"):
 		return versionError(err)
 	}

@@ -137,7 +137,7 @@ func (f *Files) Client(serverName string) *tls.Config {
 
 func (f *Files) verifyServer(chain []*x509.Certificate, serverName string) error {
 	if len(chain) == 0 {
-		return &Error{Reason: NoCertificate, Peer: true, msg: "the peer has shown no certificate"}
+		return noPeerCertificate(nil)
 	}
 	m, leaf := f.current(), chain[0]
 	if _, err := verifyAt(chain, m.cas, x509.ExtKeyUsageServerAuth, f.now()); err != nil {
@@ -147,7 +147,7 @@ func (f *Files) verifyServer(chain []*x509.Certificate, serverName string) error
 	if err := leaf.VerifyHostname(serverName); err != nil {
 		return wrongName(err, leaf, serverName)
 	}
-	_, err := identityOf(leaf)
+	_, err := peerIdentity(leaf)
 	return err
 }
 

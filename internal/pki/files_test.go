@@ -82,6 +82,7 @@ func TestRotationUnderAListener(t *testing.T) {
 	serials := map[string]bool{}
 	for range 100 {
 		serials[dial(conf)] = true
+		openFiles(t, dirB) // whoever starts meanwhile finds a pair too
 	}
 	close(stop)
 	rotations.Wait()

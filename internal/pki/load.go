@@ -85,8 +85,12 @@ func read(dir string, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, ownChainError(err, leaf, path, caPath)
 	}
-	if _, err := identityOf(leaf); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	if _, err := identityOf(leaf, path); err != nil {
+		var e *Error
+		if errors.As(err, &e) {
+			e.File = path
+		}
+		return nil, err
 	}
 	m := &material{path: path, names: namesOf(leaf), cas: pool, root: chain[len(chain)-1], expires: endOf(chain)}
 	m.cert = tls.Certificate{PrivateKey: p.key, Leaf: leaf}

@@ -91,7 +91,14 @@ func TestValidity(t *testing.T) {
 		if err := Issue(a, dir, []string{"hostx"}, o); err != nil {
 			return nil, err
 		}
-		return Inspect(dir, time.Now())
+		leaf, err := readCerts(filepath.Join(dir, certFile))
+		ok(t, err)
+		info, err := Inspect(dir, time.Now())
+		ok(t, err)
+		if end := leaf[0].NotAfter; !end.Equal(info.Expires) {
+			t.Errorf("the certificate ends on %v, with its CA on %v", end, info.Expires)
+		}
+		return info, nil
 	}
 	in := func(d time.Duration) func() time.Time {
 		return func() time.Time { return time.Now().Add(d) }

@@ -100,16 +100,16 @@ func namesOf(cert *x509.Certificate) []string {
 	return names
 }
 
-// identityOf returns the identity in a certificate.
-func identityOf(cert *x509.Certificate) (string, error) {
+// identityOf returns the identity in a certificate. An error calls it what.
+func identityOf(cert *x509.Certificate, what string) (string, error) {
 	names := namesOf(cert)
 	if len(names) == 0 {
-		return "", &Error{Reason: NoName, msg: "the certificate is for no host at all: it has neither a DNS name nor an address",
+		return "", &Error{Reason: NoName, msg: what + " is for no host at all: it has neither a DNS name nor an address",
 			hint: "make it with `afterimage cert issue`, or with another tool that adds a subject alternative name"}
 	}
 	if _, err := checkNames(names[:1]); err != nil {
-		return "", &Error{Reason: NoName, msg: fmt.Sprintf("the first name of the certificate is none of a host: %v", err),
-			hint: "issue a certificate whose first name is the host's", Err: err}
+		return "", &Error{Reason: NoName, Err: err, msg: fmt.Sprintf("the first name of %s is none of a host: %v", what, err),
+			hint: "issue a certificate whose first name is the host's"}
 	}
 	return names[0], nil
 }
@@ -119,14 +119,18 @@ func identityOf(cert *x509.Certificate) (string, error) {
 // that certificate.
 func Identity(cs *tls.ConnectionState) (string, error) {
 	if cs == nil || len(cs.PeerCertificates) == 0 {
-		return "", &Error{Reason: NoCertificate, Peer: true, msg: "the peer has shown no certificate",
-			hint: "between hosts both sides need one: see `afterimage cert -h`"}
+		return "", noPeerCertificate(nil)
 	}
-	name, err := identityOf(cs.PeerCertificates[0])
-	if err != nil {
-		return "", fmt.Errorf("the peer: %w", err)
+	return peerIdentity(cs.PeerCertificates[0])
+}
+
+func peerIdentity(cert *x509.Certificate) (string, error) {
+	name, err := identityOf(cert, "the peer's certificate")
+	var e *Error
+	if errors.As(err, &e) {
+		e.Peer = true
 	}
-	return name, nil
+	return name, err
 }
 
 // hostOf is serverName as certificates know it: an address has no zone there.

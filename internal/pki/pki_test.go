@@ -183,54 +183,56 @@ var errInjected = errors.New("injected failure")
 // which on every one fails: a crash, or a disk that is gone.
 type faultFS struct {
 	hrl.FS
-	failAt, ops int
+	failAt, ops int  // failAt 0: none
 	once        bool // only that one fails
+	did         []string
 }
 
-func (f *faultFS) op() error {
+func (f *faultFS) op(what, path string) error {
 	f.ops++
-	if f.ops == f.failAt || f.ops > f.failAt && !f.once {
+	f.did = append(f.did, what+" "+filepath.Base(path))
+	if f.fired() && (f.ops == f.failAt || !f.once) {
 		return errInjected
 	}
 	return nil
 }
 
-func (f *faultFS) fired() bool { return f.ops >= f.failAt }
+func (f *faultFS) fired() bool { return f.failAt > 0 && f.ops >= f.failAt }
 
 func (f *faultFS) MkdirAll(dir string) error {
-	if err := f.op(); err != nil {
+	if err := f.op("mkdir", dir); err != nil {
 		return err
 	}
 	return f.FS.MkdirAll(dir)
 }
 
 func (f *faultFS) Create(path string) (hrl.File, error) {
-	if err := f.op(); err != nil {
+	if err := f.op("create", path); err != nil {
 		return nil, err
 	}
 	file, err := f.FS.Create(path)
 	if err != nil {
 		return nil, err
 	}
-	return &faultFile{file, f}, nil
+	return &faultFile{file, f, path}, nil
 }
 
 func (f *faultFS) Rename(from, to string) error {
-	if err := f.op(); err != nil {
+	if err := f.op("rename", from); err != nil {
 		return err
 	}
 	return f.FS.Rename(from, to)
 }
 
 func (f *faultFS) Remove(path string) error {
-	if err := f.op(); err != nil {
+	if err := f.op("remove", path); err != nil {
 		return err
 	}
 	return f.FS.Remove(path)
 }
 
 func (f *faultFS) SyncDir(dir string) error {
-	if err := f.op(); err != nil {
+	if err := f.op("syncdir", dir); err != nil {
 		return err
 	}
 	return f.FS.SyncDir(dir)
@@ -238,11 +240,12 @@ func (f *faultFS) SyncDir(dir string) error {
 
 type faultFile struct {
 	hrl.File
-	f *faultFS
+	f    *faultFS
+	path string
 }
 
 func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
-	if err := f.f.op(); err != nil {
+	if err := f.f.op("write", f.path); err != nil {
 		n, _ := f.File.WriteAt(p[:len(p)/2], off)
 		return n, err
 	}
@@ -250,7 +253,7 @@ func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultFile) Sync() error {
-	if err := f.f.op(); err != nil {
+	if err := f.f.op("sync", f.path); err != nil {
 		return err
 	}
 	return f.File.Sync()

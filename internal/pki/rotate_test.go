@@ -179,6 +179,34 @@ func TestRotateCrash(t *testing.T) {
 	}
 }
 
+// TestRotateSteps: what a step rests on is durable before it. A power cut may lose
+// all that was not synced, which the other tests cannot play.
+func TestRotateSteps(t *testing.T) {
+	a, b := hosts(t)
+	cert, key := "cert.pem.new", "key.pem.new"
+	steps := []string{
+		"create " + cert, "write " + cert, "sync " + cert, "create " + key, "write " + key, "sync " + key, "syncdir b",
+		"rename " + key, "syncdir b",
+		"rename " + cert, "syncdir b",
+	}
+	fsys := &faultFS{FS: hrl.OS}
+	ok(t, Rotate(b, a, nil, Options{FS: fsys}))
+	if !is(fsys.did, steps...) {
+		t.Errorf("the steps were %q", fsys.did)
+	}
+	// One that was cut off after step 2 is finished before anything else.
+	ok(t, os.Rename(filepath.Join(b, certFile), filepath.Join(b, cert)))
+	copyFile(t, filepath.Join(a, certFile), filepath.Join(b, certFile))
+	fsys = &faultFS{FS: hrl.OS}
+	ok(t, Rotate(b, a, nil, Options{FS: fsys}))
+	if !is(fsys.did, append([]string{"rename " + cert, "syncdir b"}, steps...)...) {
+		t.Errorf("the steps were %q", fsys.did)
+	}
+	if name := openFiles(t, b).Name(); name != "hostb" {
+		t.Errorf("it is now %s", name)
+	}
+}
+
 // TestRotateStates puts together what a crash leaves after each step of the
 // package comment, and ends the next rotation at each of its operations too.
 func TestRotateStates(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,8 +170,16 @@ func TestDrainCuts(t *testing.T) {
 	data, digest := layer(100000)
 	p := a.stuck(fmt.Sprintf("/v1/vms/%s/layers/%s?size=100000&offset=0", id.String(), digest), 100000, data[:1000])
 	fake.Get(id).WaitCame(digest, 1000)
+	var kept atomic.Bool
+	fake.OnSynced = func(string, int64) {
+		time.Sleep(100 * time.Millisecond) // time enough for Serve to return too early
+		kept.Store(true)
+	}
 	if err := b.Stop(); err != nil {
 		t.Fatal(err)
+	}
+	if !kept.Load() {
+		t.Error("the server ended while the store was in use")
 	}
 	if err := p.end(); err == nil {
 		t.Error("a piece that is stuck was answered")

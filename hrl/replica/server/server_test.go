@@ -58,9 +58,18 @@ func (h *host) do(method, path string, body io.Reader, change func(*http.Request
 // refused sends a request that must be refused, and returns how.
 func (h *host) refused(method, path string, body io.Reader, change func(*http.Request)) *wire.Error {
 	h.t.Helper()
-	resp, b, err := h.do(method, path, body, change)
+	sent := int64(0)
+	resp, b, err := h.do(method, path, body, func(r *http.Request) {
+		if change != nil {
+			change(r)
+		}
+		sent = r.ContentLength
+	})
 	if err != nil {
 		h.t.Fatal(err)
+	}
+	if resp.Close && sent >= 0 && sent <= wire.PieceMax {
+		h.t.Errorf("%s %s: the connection is ended", method, path)
 	}
 	var e wire.Error
 	if err := json.Unmarshal(b, &e); err != nil || resp.StatusCode != e.Code.Status() || resp.Header.Get(wire.VersionHeader) != "1" || e.Message == "" {

@@ -1,0 +1,9 @@
+//go:build race
+
+package ship_test
+
+import "time"
+
+// loadPause slows the load down: under the race detector reading the log takes ten
+// times as long as writing it.
+const loadPause = 10 * time.Millisecond
