@@ -117,7 +117,9 @@ type Replication struct {
 	EverySeconds float64 `json:"every_seconds"`
 	// LastPoint is the newest point listed at the replica.
 	LastPoint *LastPoint `json:"last_point"`
-	// Lag is what would be lost if the primary died now.
+	// Lag is what would be lost if the primary died now. A replica cannot know:
+	// there it is the age of the newest point, and a VM that writes nothing makes
+	// no new ones.
 	LagSeconds float64 `json:"lag_seconds"`
 	LagBytes   int64   `json:"lag_bytes"`
 
@@ -131,7 +133,7 @@ type Replication struct {
 	// block counted.
 	LoggedBytes int64 `json:"logged_bytes"`
 	LatestBytes int64 `json:"latest_bytes"`
-	GapBytes        int64  `json:"gap_bytes"`         // to be copied, for the log does not have them
+	GapBytes    int64 `json:"gap_bytes"` // to be copied, for the log does not have them
 	// Initial is the first copy, while it is under way.
 	Initial *Initial `json:"initial,omitempty"`
 	// Points is how many the replica lists.

@@ -91,6 +91,7 @@ func TestStatusOf(t *testing.T) {
 		{&pki.Error{Reason: pki.Expired}, admin.StatusRefused},
 		{&owner.OwnedError{}, admin.StatusRefused},
 		{ship.ErrPaused, admin.StatusRefused},
+		{&ship.RoleError{}, admin.StatusRefused},
 		{hrl.ErrLocked, admin.StatusRefused},
 		{unix.ENOSPC, admin.StatusRefused},
 		{blockdev.ErrAlignment, admin.StatusUsage},

@@ -41,6 +41,7 @@ func statusOf(err error) admin.Status {
 		owned       *owner.OwnedError
 		format      *blockdev.FormatError
 		cert        *pki.Error
+		role        *ship.RoleError
 	)
 	is := func(targets ...error) bool {
 		for _, t := range targets {
@@ -65,7 +66,7 @@ func statusOf(err error) admin.Status {
 		return admin.StatusDamaged
 	case is(fs.ErrNotExist, replica.ErrNoVM, replica.ErrNoPoint, replica.ErrNoRun, nbd.ErrNoExport):
 		return admin.StatusNotFound
-	case errors.As(err, &owned), is(hrl.ErrLocked, hrl.ErrVersion, owner.ErrVersion, errFormat, ship.ErrPaused, blockdev.ErrInUse, fs.ErrExist, blockdev.ErrReadOnly,
+	case errors.As(err, &owned), errors.As(err, &role), is(hrl.ErrLocked, hrl.ErrVersion, owner.ErrVersion, errFormat, ship.ErrPaused, blockdev.ErrInUse, fs.ErrExist, blockdev.ErrReadOnly,
 		replica.ErrRole, replica.ErrSender, replica.ErrTerm, replica.ErrNoRoom, replica.ErrInUse, replica.ErrExists, unix.ENOSPC, unix.EDQUOT):
 		return admin.StatusRefused
 	case errors.As(err, &format), is(blockdev.ErrAlignment, blockdev.ErrFileType, unix.EISDIR):

@@ -39,10 +39,12 @@ func (s *storage) get() (*replica.Store, error) {
 // that stand. One that cannot be opened is tried again.
 func (d *Daemon) openStorages(st *state) {
 	d.peers = st.peers
+	for _, dir := range st.storage {
+		d.storages[dir] = &storage{dir: dir}
+	}
 	var tried sync.WaitGroup
 	for _, dir := range st.storage {
-		s := &storage{dir: dir}
-		d.storages[dir] = s
+		s := d.storages[dir] // nobody adds one before the daemon answers
 		tried.Add(1)
 		d.work.Go(func() { d.keepStorage(s, sync.OnceFunc(tried.Done)) })
 	}
@@ -91,9 +93,8 @@ func (d *Daemon) openStorage(s *storage) error {
 		return err
 	}
 	for _, v := range store.VMs() {
-		if why := v.Broken(); why != nil {
-			d.log.Error("a replica cannot be used; the others can", "vm", v.Name(), "err", why)
-			continue
+		if v.Broken() != nil {
+			continue // the store has said why
 		}
 		for _, r := range v.Runs() {
 			d.resumeRun(v, r)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"afterimage/hrl/ship"
+	"afterimage/hrl/wire"
 	"afterimage/internal/admin"
 )
 
@@ -412,6 +413,9 @@ func (d *Daemon) primaryOf(name, why string) (*vm, error) {
 	r, err := d.replicaNamed(name)
 	if err != nil {
 		return nil, err
+	}
+	if r.Broken() == nil && r.State().Role == wire.RolePrimary {
+		return nil, refusef("`afterimage disk copy` takes its disks to images of their own, which can be added as a VM", "VM %s was failed over to this host for good: from there it cannot be replicated", name)
 	}
 	return nil, refusef("run it on "+r.Sender(), "this host has the replica of VM %s: %s", name, why)
 }

@@ -145,6 +145,8 @@ func TestFailover(t *testing.T) {
 	if shown, err := b.VM(ctx, "web"); err != nil || shown.Role != admin.RolePrimary {
 		t.Errorf("after the commit: %+v, %v", shown, err)
 	}
+	_, err = b.Enable(ctx, "web", admin.Enable{To: a.listen, EverySeconds: 1})
+	refused(t, "replicating it from there", err, admin.StatusRefused, "for good")
 }
 
 func cancelAgain(ctx context.Context, b *host) error {
@@ -327,13 +329,20 @@ func TestPause(t *testing.T) {
 func TestDisable(t *testing.T) {
 	a, b := newHosts(t)
 	ctx := t.Context()
-	vm := a.add("web", diskSize, "root")
+	logs := filepath.Join(a.dir, "logs")
+	vm, err := a.AddVM(ctx, admin.AddVM{Name: "web", LogDir: logs, Disks: []admin.AddDisk{{Name: "root", Image: a.image("web.raw", diskSize)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	scribble(t, vm.Disks[0].URI, 1)
 	a.replicate(b, "web")
 	first := a.sync("web")
+	if err := os.WriteFile(filepath.Join(logs, "another's"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	refused(t, "removing a replicated VM", a.RemoveVM(ctx, "web"), admin.StatusRefused, "replicated to")
 	shown, err := a.VM(ctx, "web")
-	if err != nil || shown.Disks[0].LogDir == "" {
+	if err != nil || shown.Disks[0].LogDir != filepath.Join(logs, vm.ID.String()) {
 		t.Fatal(shown, err)
 	}
 	if err := a.Disable(ctx, "web"); err != nil {
@@ -341,6 +350,9 @@ func TestDisable(t *testing.T) {
 	}
 	if _, err := os.Stat(shown.Disks[0].LogDir); !os.IsNotExist(err) {
 		t.Errorf("the log is left: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(logs, "another's")); err != nil {
+		t.Errorf("with the log went another's file: %v", err)
 	}
 	refused(t, "a second disable", a.Disable(ctx, "web"), admin.StatusRefused, "not replicated")
 	_, err = a.Sync(ctx, "web", nil)

@@ -60,7 +60,7 @@ func listenNBD(path, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chown(path, -1, gid); err == nil {
+	if err = os.Chown(path, -1, gid); err == nil {
 		err = os.Chmod(path, 0o660)
 	}
 	if err != nil {

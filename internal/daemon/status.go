@@ -216,12 +216,6 @@ func (v *vm) status() admin.Replication {
 	return st
 }
 
-// A replica is late when nothing came for lateFactor intervals, and for lateMin.
-const (
-	lateFactor = 3
-	lateMin    = 10 * time.Second
-)
-
 // replicaStatus is the state of the replication, as the replica knows it.
 func (d *Daemon) replicaStatus(r *replica.VM) admin.Replication {
 	st := admin.Replication{VM: r.Name(), Role: admin.RoleReplica, Peer: r.Sender(), State: admin.StateReplicating,
@@ -247,10 +241,6 @@ func (d *Daemon) replicaStatus(r *replica.VM) admin.Replication {
 	st.ReceivedEpoch, st.DurableEpoch = newest.ID.Epoch, newest.ID.Epoch
 	if st.State == admin.StateReplicating {
 		st.LagSeconds = max(0, time.Since(newest.Time).Seconds())
-		if late := max(lateFactor*r.Every(), lateMin); r.Every() > 0 && st.LagSeconds > late.Seconds() {
-			st.Health = admin.HealthWarning
-			st.Reasons = append(st.Reasons, "nothing has come from "+r.Sender()+" for "+time.Since(newest.Received).Round(time.Second).String())
-		}
 	}
 	for _, p := range points {
 		if p.Damaged != "" {

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,6 +85,47 @@ func TestEnableRefused(t *testing.T) {
 	if points, err := b.Points(ctx, "web"); err != nil || len(points) != len(before) {
 		t.Errorf("points: %+v, %v; before %+v", points, err, before)
 	}
+}
+
+// TestHungPeer: a peer that takes connections and says nothing keeps nobody
+// waiting but who asked for it.
+func TestHungPeer(t *testing.T) {
+	a, b := newHosts(t)
+	ctx := t.Context()
+	vm := a.add("web", diskSize, "root")
+	a.replicate(b, "web")
+	a.add("hung", diskSize, "root")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	short, cancel := context.WithCancel(ctx)
+	asked := make(chan error, 1)
+	go func() {
+		_, err := a.Enable(short, "hung", admin.Enable{To: ln.Addr().String(), EverySeconds: 1})
+		asked <- err
+	}()
+	conn, err := ln.Accept() // the question is under way
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = a.Enable(ctx, "hung", admin.Enable{To: b.listen, EverySeconds: 1})
+	refused(t, "the VM meanwhile", err, admin.StatusRefused, "is being enabled")
+	if shown, err := a.VM(ctx, "hung"); err != nil || shown.Disks[0].URI == "" {
+		t.Errorf("shown meanwhile: %+v, %v", shown, err)
+	}
+	scribble(t, vm.Disks[0].URI, 1)
+	a.sync("web")
+	b.testEqual(vm, "")
+	a.add("other", diskSize, "root")
+	cancel()
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	a.replicate(b, "hung")
+	a.sync("hung")
 }
 
 // TestCertificates: a host with certificates of another CA is a stranger; without
@@ -352,6 +395,7 @@ func TestDamagedJournal(t *testing.T) {
 	}
 	_, err = b.Points(ctx, broken)
 	refused(t, "the points of a damaged journal", err, admin.StatusDamaged, "journal")
+	scribble(t, bad.Disks[0].URI, 1)
 	_, err = a.Sync(ctx, "bad", nil)
 	if err == nil {
 		t.Error("a point was listed in a damaged journal")

@@ -53,11 +53,13 @@ func exportName(vm, disk string) string { return vm + "/" + disk }
 
 // openVMs opens all VMs, each on its own, and waits for a while.
 func (d *Daemon) openVMs(st *state) {
-	var tried sync.WaitGroup
 	for _, rec := range st.vms {
 		v := d.newVM(rec)
 		v.rep, v.kept = st.replications[rec.ID], st.ship[rec.ID]
 		d.vms[rec.Name] = v
+	}
+	var tried sync.WaitGroup
+	for _, v := range d.primaries() {
 		tried.Add(1)
 		d.work.Go(func() { v.keep(d.ctx, sync.OnceFunc(tried.Done)) })
 	}
