@@ -203,7 +203,12 @@ func (b *base) pages(s *stack, t *touched, number uint32, change func(page int64
 		}
 		block = t.blocks.next((n + 1) * sumPageBlocks)
 	}
-	return b.sums.sync()
+	if b.sums.failed == nil {
+		return b.sums.sync() // while others read
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sums.renew()
 }
 
 func (b *base) copyPage(n int64) (*sumPage, error) {

@@ -102,11 +102,17 @@ func (v *VM) letDigester(d *digester) {
 	}
 }
 
-// dropDigester lets go the point that digests were asked of last.
-func (v *VM) dropDigester() {
+// dropDigester lets go the point that digests were asked of last, unless it is
+// the one to be kept.
+func (v *VM) dropDigester(keep wire.PointID) {
 	v.mu.Lock()
 	d := v.digests
-	v.digests = nil
+	if d != nil && d.id == keep {
+		d = nil
+	}
+	if d != nil {
+		v.digests = nil
+	}
 	v.mu.Unlock()
 	if d != nil {
 		v.letDigester(d)

@@ -13,76 +13,11 @@ import (
 // once (RULES I5).
 const foldGroup = 8
 
-// keep is one round of the keeper: it records damage, retires points that are too
-// many, and folds.
-func (v *VM) keep(ctx context.Context) {
-	v.folding.Lock()
-	defer v.folding.Unlock()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	v.mu.Lock()
-	if v.usableLocked() != nil {
-		v.mu.Unlock()
-		return
-	}
-	v.interrupt = cancel
-	waiting := v.waiting
-	v.waiting = nil
-	force := v.hurry || len(waiting) > 0
-	v.hurry = false
-	v.mu.Unlock()
-	err := v.keepOnce(ctx, force)
-	if err != nil && ctx.Err() == nil {
-		v.warn.Warn("a replicated VM's points cannot be folded", "vm", v.Name(), "problem", err)
-	}
-	for _, w := range waiting {
-		w <- err
-	}
-}
-
-func (v *VM) keepOnce(ctx context.Context, force bool) error {
-	if err := v.recordDamage(); err != nil {
-		return err
-	}
-	if !v.stuck {
-		if err := v.retire(); err != nil {
-			return err
-		}
-	}
-	err := v.fold(ctx, force)
-	for errors.Is(err, errMoved) {
-		err = v.fold(ctx, force)
-	}
-	// While nothing can be folded, retiring only loses history.
-	v.stuck = err != nil && ctx.Err() == nil
-	// What was found in the meantime.
-	return errors.Join(err, v.recordDamage())
-}
-
-// Settle waits until nothing is left to be retired and folded, and returns why
-// that failed, if it did.
-func (v *VM) Settle(ctx context.Context) error {
-	done := make(chan error, 1)
-	v.mu.Lock()
-	if err := v.usableLocked(); err != nil {
-		v.mu.Unlock()
-		return err
-	}
-	v.waiting = append(v.waiting, done)
-	v.mu.Unlock()
-	v.store.kick()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // retire records which points are not opened any more: the oldest ones beyond
 // those that are kept, up to the first that is pinned, open, or under a run.
 // Taking a point and retiring it are decided under one lock (RULES I1).
 func (v *VM) retire() error {
+	v.dropDigester(v.current().newest())
 	v.change.Lock()
 	defer v.change.Unlock()
 	v.mu.Lock()

@@ -205,9 +205,6 @@ func (c *chain) over(top *blockdev.Top) (blockdev.Device, error) {
 	return d, nil
 }
 
-// stack is the chain's layers as one, or nil if there is none.
-func (c *chain) stack(ctx context.Context) *stack { return newStack(ctx, c.layers) }
-
 func newStack(ctx context.Context, held []*heldLayer) *stack {
 	s := &stack{ctx: ctx}
 	for _, h := range held {

@@ -35,11 +35,13 @@ func (v *VM) List(p wire.PointInfo) (wire.PointInfo, error) {
 	}
 	p.Received, p.Pinned, p.Damaged = time.Now().UTC(), false, ""
 	var err error
-	if p.Bytes, err = v.checkPoint(st, &p); err != nil {
-		return wire.PointInfo{}, err
+	p.Bytes, err = v.checkPoint(st, &p)
+	if err == nil {
+		err = v.fs.SyncDir(filepath.Join(v.dir, layersDir))
 	}
-	if err := v.fs.SyncDir(filepath.Join(v.dir, layersDir)); err != nil {
-		return wire.PointInfo{}, fmt.Errorf("point %v of VM %s: %w", p.ID, st.Name, err)
+	if err != nil {
+		what := fmt.Sprintf("point %v of VM %s", p.ID, st.Name)
+		return wire.PointInfo{}, noRoom(what, fmt.Errorf("%s: %w", what, err))
 	}
 	listed := point{PointInfo: p}
 	p = listed.info() // the caller may change his
@@ -54,7 +56,7 @@ func (v *VM) List(p wire.PointInfo) (wire.PointInfo, error) {
 	}
 	v.mu.Unlock()
 	// Digests are asked of the newest point, which is another one now.
-	v.dropDigester()
+	v.dropDigester(wire.PointID{})
 	v.store.kick()
 	return listed.info(), nil
 }
@@ -67,7 +69,7 @@ func (v *VM) mayList() error {
 
 // sameContent reports whether a primary that sends b means a.
 func sameContent(a, b *wire.PointInfo) bool {
-	return a.Parent == b.Parent && a.Kind == b.Kind && slices.EqualFunc(a.Disks, b.Disks, func(x, y wire.PointDisk) bool {
+	return a.Parent == b.Parent && a.Kind == b.Kind && a.Time.Equal(b.Time) && slices.EqualFunc(a.Disks, b.Disks, func(x, y wire.PointDisk) bool {
 		return x.Disk == y.Disk && slices.Equal(x.Layers, y.Layers)
 	})
 }
@@ -76,7 +78,7 @@ func sameContent(a, b *wire.PointInfo) bool {
 // layers' files. All its layers are opened, so that none is missing.
 func (v *VM) checkPoint(st *state, p *wire.PointInfo) (int64, error) {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("point %v of VM %s: %w: %w", p.ID, st.Name, fmt.Errorf(format, args...), ErrBad)
+		return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), ErrBad)
 	}
 	if newest := st.newest(); p.Parent != newest {
 		return 0, &ParentError{p.ID, p.Parent, newest}
@@ -109,7 +111,7 @@ func (v *VM) checkPoint(st *state, p *wire.PointInfo) (int64, error) {
 				return 0, bad("layer %s is in point %v already", digest, at)
 			}
 			taken[digest] = p.ID
-			n, err := v.checkPointLayer(st, p, d, before == nil, digest, k == len(d.Layers)-1)
+			n, err := v.checkPointLayer(p, d, before == nil, digest, k == len(d.Layers)-1)
 			if err != nil {
 				return 0, err
 			}
@@ -120,7 +122,7 @@ func (v *VM) checkPoint(st *state, p *wire.PointInfo) (int64, error) {
 }
 
 // checkPointLayer says whether a layer belongs where the point has it.
-func (v *VM) checkPointLayer(st *state, p *wire.PointInfo, d *wire.PointDisk, anew bool, digest string, last bool) (size int64, err error) {
+func (v *VM) checkPointLayer(p *wire.PointInfo, d *wire.PointDisk, anew bool, digest string, last bool) (size int64, err error) {
 	v.mu.Lock()
 	s := v.staged[digest]
 	complete := s != nil && s.complete
@@ -129,14 +131,14 @@ func (v *VM) checkPointLayer(st *state, p *wire.PointInfo, d *wire.PointDisk, an
 	}
 	v.mu.Unlock()
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("point %v of VM %s: layer %s of disk %s: %w: %w", p.ID, st.Name, digest, d.Name, fmt.Errorf(format, args...), ErrBad)
+		return fmt.Errorf("layer %s of disk %s: %w: %w", digest, d.Name, fmt.Errorf(format, args...), ErrBad)
 	}
 	if !complete {
 		return 0, bad("it is not here, or not all of it")
 	}
 	l, err := v.openLayer(v.layerPath(digest))
 	if err != nil {
-		return 0, fmt.Errorf("point %v of VM %s: %w", p.ID, st.Name, err)
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	from, to := parentOf(l), pointID(l.Generation, l.Q)
@@ -205,7 +207,7 @@ func (v *VM) Pin(id wire.PointID, on bool) error {
 // Remove takes a point out of the list: one that is not the newest, not pinned,
 // and not in use. Layers of it that later points need stay.
 func (v *VM) Remove(id wire.PointID) error {
-	v.dropDigester()
+	v.dropDigester(wire.PointID{})
 	v.change.Lock()
 	defer v.change.Unlock()
 	if err := v.beginRemove(id); err != nil {

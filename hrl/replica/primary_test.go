@@ -21,6 +21,7 @@ import (
 type primary struct {
 	t     testing.TB
 	rng   *rand.Rand
+	piece int64  // the most bytes it sends at once
 	dir   string // where its layers are made
 	id    wire.VMID
 	name  string
@@ -36,9 +37,21 @@ type primary struct {
 
 const testSender = "alpha"
 
+// tempDir is in memory where that is possible: a test that cuts the power has a
+// file system of its own.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "replica")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func newPrimary(t testing.TB, seed uint64, disks ...string) *primary {
 	p := &primary{
-		t: t, rng: rand.New(rand.NewPCG(seed, 3)), dir: t.TempDir(), id: wire.VMID{1, 2, 3, byte(seed)}, name: "web", term: 1,
+		t: t, piece: 200 << 10, rng: rand.New(rand.NewPCG(seed, 3)), dir: tempDir(t), id: wire.VMID{1, 2, 3, byte(seed)}, name: "web", term: 1,
 		disks: map[string][]byte{}, was: map[wire.PointID]map[string][]byte{}, files: map[string][]byte{},
 	}
 	for _, d := range disks {
@@ -201,7 +214,7 @@ func (p *primary) put(v *VM, digest string) error {
 		}
 	}
 	for {
-		n := min(int64(len(b))-off, 1+p.rng.Int64N(200<<10))
+		n := min(int64(len(b))-off, 1+p.rng.Int64N(p.piece))
 		st, err := v.StageLayer(digest, int64(len(b)), off, bytes.NewReader(b[off:off+n]))
 		if err != nil || st.Complete {
 			return err
@@ -210,7 +223,6 @@ func (p *primary) put(v *VM, digest string) error {
 	}
 }
 
-// listed are the points of which the primary knows what they held.
 func ids(points []wire.PointInfo) []wire.PointID {
 	var out []wire.PointID
 	for _, i := range points {
@@ -277,7 +289,7 @@ func settle(t testing.TB, v *VM) {
 // accepted is a new store in a directory of the test, and the primary's VM in it.
 func accepted(t testing.TB, p *primary, o Options) (*Store, *VM) {
 	t.Helper()
-	s := openStore(t, t.TempDir(), o)
+	s := openStore(t, tempDir(t), o)
 	v, err := s.Accept(p.id, p.offer(), testSender, 0)
 	must(t, err)
 	return s, v

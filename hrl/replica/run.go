@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"afterimage/blockdev"
 	"afterimage/blockdev/owner"
-	"afterimage/hrl"
 	"afterimage/hrl/wire"
 )
 
@@ -187,7 +185,17 @@ func (v *VM) Start(id wire.PointID) (*Run, error) {
 		return nil, err
 	}
 	st := v.current()
-	return v.startLocked(&runRecord{Name: st.Name, Point: id, Generation: st.Generation + 1})
+	rec := &runRecord{Name: st.Name, Point: id, Generation: st.Generation + 1}
+	err := v.clearRunDir(v.runDir(rec))
+	for errors.Is(err, ErrExists) {
+		// What a guest wrote, and no record names, is in nobody's way.
+		rec.Generation++
+		err = v.clearRunDir(v.runDir(rec))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("a failover of VM %s: %w", st.Name, err)
+	}
+	return v.startLocked(rec)
 }
 
 // Test begins a test failover, whose top is thrown away with EndTest. Replication
@@ -207,9 +215,15 @@ func (v *VM) Test(name string, id wire.PointID) (*Run, error) {
 	if err := v.usable(); err != nil {
 		return nil, err
 	}
-	return v.startLocked(&runRecord{Name: name, Test: true, Point: id})
+	rec := &runRecord{Name: name, Test: true, Point: id}
+	if err := v.clearRunDir(v.runDir(rec)); err != nil {
+		return nil, fmt.Errorf("test failover %s: %w", name, err)
+	}
+	return v.startLocked(rec)
 }
 
+// startLocked starts a run in a directory that is not there yet, or has nothing
+// that matters.
 func (v *VM) startLocked(rec *runRecord) (*Run, error) {
 	st := v.current()
 	i := st.find(rec.Point)
@@ -243,11 +257,6 @@ func (v *VM) startLocked(rec *runRecord) (*Run, error) {
 // makeTops makes an empty top for each disk, durably.
 func (v *VM) makeTops(st *state, rec *runRecord) error {
 	dir := v.runDir(rec)
-	// What lies there belongs to a start that came to nothing, or to a test
-	// that has ended.
-	if err := v.clearRunDir(dir); err != nil {
-		return err
-	}
 	if err := v.fs.MkdirAll(dir); err != nil {
 		return err
 	}
@@ -386,178 +395,4 @@ func (v *VM) EndTest(name string) error {
 	}
 	v.store.kick()
 	return os.RemoveAll(v.runDir(r))
-}
-
-// A Branch is what was written in a failover that was cancelled.
-type Branch struct {
-	Name       string
-	Point      wire.PointID // it lies over; kept as long as the branch
-	Generation uint64
-	Time       time.Time // when it was cancelled
-	Disks      []string
-}
-
-// Branches are the branches there are, the oldest first.
-func (v *VM) Branches() []Branch {
-	out := []Branch{}
-	for _, b := range v.peek().Branches {
-		branch := Branch{Name: b.Branch, Point: b.Run.Point, Generation: b.Run.Generation, Time: b.Time}
-		for _, d := range b.Run.Disks {
-			branch.Disks = append(branch.Disks, d.Name)
-		}
-		out = append(out, branch)
-	}
-	return out
-}
-
-func (s *state) branch(name string) (*runRecord, error) {
-	for i := range s.Branches {
-		if s.Branches[i].Branch == name {
-			return &s.Branches[i].Run, nil
-		}
-	}
-	return nil, fmt.Errorf("VM %s has no branch %s: %w", s.Name, name, ErrNoRun)
-}
-
-// RemoveBranch removes what a guest wrote in a failover that was cancelled, for
-// good.
-func (v *VM) RemoveBranch(name string) error {
-	v.change.Lock()
-	defer v.change.Unlock()
-	if err := v.usable(); err != nil {
-		return err
-	}
-	r, err := v.current().branch(name)
-	if err != nil {
-		return err
-	}
-	if err := v.commitLocked(record{Kind: kindBranchRemoved, Name: name}); err != nil {
-		return err
-	}
-	v.store.kick()
-	return os.RemoveAll(v.runDir(r))
-}
-
-// OpenBranch opens a disk of a branch, for reading; one at a time.
-func (v *VM) OpenBranch(name, disk string) (blockdev.Device, error) {
-	if err := v.usable(); err != nil {
-		return nil, err
-	}
-	st := v.current()
-	r, err := st.branch(name)
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range r.Disks {
-		if d.Name != disk {
-			continue
-		}
-		rd, err := v.openRunDisk(r, d)
-		if err != nil {
-			return nil, fmt.Errorf("open branch %s of VM %s: %w", name, st.Name, err)
-		}
-		return &branchDevice{rd.dev, rd}, nil
-	}
-	return nil, fmt.Errorf("branch %s of VM %s has no disk %s: %w", name, st.Name, disk, ErrNoRun)
-}
-
-// A branchDevice is a disk of a branch, which is not written any more.
-type branchDevice struct {
-	blockdev.Device
-	disk *runDisk
-}
-
-// Info implements blockdev.Device.
-func (d *branchDevice) Info() blockdev.Info {
-	i := d.Device.Info()
-	i.ReadOnly, i.CheapTrim, i.CheapZero = true, false, false
-	return i
-}
-
-// Do implements blockdev.Device.
-func (d *branchDevice) Do(reqs []*blockdev.Request) {
-	info := d.Info()
-	for _, r := range reqs {
-		if r.Done = (blockdev.Extent{}); r.Op == blockdev.OpFlush {
-			r.Err = nil // nothing was written here
-		} else if r.Err = r.Check(&info, d.Size()); r.Err == nil {
-			d.Device.Do([]*blockdev.Request{r})
-		}
-	}
-}
-
-// Close implements blockdev.Device.
-func (d *branchDevice) Close() error { return d.disk.close() }
-
-// clearRunDir removes the directory of a run that no record names. What a guest
-// wrote is never removed that way, whatever has become of the record: it is an
-// error there.
-func (v *VM) clearRunDir(dir string) error {
-	if strings.HasPrefix(filepath.Base(dir), failoverPrefix) {
-		names, err := v.fs.ReadDir(dir)
-		if err != nil && !isMissing(err) {
-			return err
-		}
-		for _, n := range names {
-			if written, err := topWritten(v.fs, filepath.Join(dir, n)); err != nil || written {
-				return errors.Join(err, fmt.Errorf("%s has what a guest wrote in a failover that the journal does not know: %w", dir, ErrExists))
-			}
-		}
-	}
-	return os.RemoveAll(dir)
-}
-
-// topWritten reports whether the file is the presence map of a top that has any
-// block: whether anything but its first page, the header, is not zero.
-func topWritten(fs hrl.FS, path string) (written bool, err error) {
-	if !strings.HasSuffix(path, topSuffix+".map") {
-		return false, nil
-	}
-	f, err := fs.Open(path)
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	size, err := f.Size()
-	if err != nil {
-		return false, err
-	}
-	buf := make([]byte, 1<<20)
-	for off := int64(4096); off < size; off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), size-off)]
-		if n, err := f.ReadAt(p, off); n < len(p) {
-			return false, err
-		}
-		if !zeroes(p) {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// recoverRuns removes the directories of runs that no record names.
-func (v *VM) recoverRuns() error {
-	names, err := v.fs.ReadDir(filepath.Join(v.dir, runsDir))
-	if err != nil {
-		return err
-	}
-	known := map[string]bool{}
-	for i := range v.state.Runs {
-		known[v.state.Runs[i].dir()] = true
-	}
-	for i := range v.state.Branches {
-		known[v.state.Branches[i].Run.dir()] = true
-	}
-	for _, n := range names {
-		if known[n] || !strings.HasPrefix(n, failoverPrefix) && !strings.HasPrefix(n, testPrefix) {
-			continue
-		}
-		err := v.clearRunDir(filepath.Join(v.dir, runsDir, n))
-		if errors.Is(err, ErrExists) {
-			v.warn.Error("what a guest wrote is kept, but nothing is known of it: move it away once you have looked at it", "vm", v.state.Name, "problem", err)
-		} else if err != nil {
-			return err
-		}
-	}
-	return nil
 }

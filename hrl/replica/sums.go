@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -71,8 +72,8 @@ const (
 // The header has nothing that is not known from elsewhere: where it rots it is
 // written again.
 //
-// Sums are read by many and written by one fold at a time: put is called with
-// base.mu held, page with base.mu held shared.
+// Sums are read by many and written by one fold at a time: put and renew are
+// called with base.mu held, page with base.mu held shared.
 type sums struct {
 	fs   hrl.FS
 	path string
@@ -139,8 +140,8 @@ func (s *sums) readHead(warn *slog.Logger) error {
 	want := sumsHead(s.vm)[:sumsHeadBytes]
 	s.seed = binary.LittleEndian.Uint32(want[8:])
 	b := make([]byte, sumsHeadBytes)
-	if n, err := s.f.ReadAt(b, 0); n < len(b) {
-		return &BaseError{s.path, 0, fmt.Errorf("its header: %w", err)}
+	if n, err := s.f.ReadAt(b, 0); n < len(b) && err != io.EOF {
+		return fmt.Errorf("read %s: %w", s.path, err)
 	}
 	switch {
 	case string(b) == string(want):
@@ -247,7 +248,7 @@ func (p *sumPage) encode(b []byte, n int64, seed uint32) {
 func (s *sums) put(n int64, p *sumPage) error {
 	if s.failed != nil {
 		if err := s.renew(); err != nil {
-			return fmt.Errorf("%s cannot be written since %w: %w", s.path, s.failed, err)
+			return err
 		}
 		// Renewing has put all pages into the first slot.
 		p.slot = min(p.slot, 0)
@@ -264,11 +265,9 @@ func (s *sums) put(n int64, p *sumPage) error {
 	return nil
 }
 
-// sync makes durable what was put.
+// sync makes durable what was put, unless an earlier sync has failed: then it
+// must be renew.
 func (s *sums) sync() error {
-	if s.failed != nil {
-		return s.failed
-	}
 	if err := s.f.Sync(); err != nil {
 		s.failed = err
 		return fmt.Errorf("write %s: %w", s.path, err)
@@ -283,6 +282,13 @@ func (s *sums) sync() error {
 // blocks that the base's fold has not touched, or unknown ones. After it the
 // new one is there, whole.
 func (s *sums) renew() error {
+	if err := s.writeNew(); err != nil {
+		return fmt.Errorf("%s cannot be written since %w: %w", s.path, s.failed, err)
+	}
+	return nil
+}
+
+func (s *sums) writeNew() error {
 	size, err := s.f.Size()
 	if err != nil {
 		return err

@@ -199,7 +199,7 @@ func (v *VM) close() error {
 	v.staging.Wait()
 	v.change.Lock()
 	defer v.change.Unlock()
-	v.dropDigester()
+	v.dropDigester(wire.PointID{})
 	v.mu.Lock()
 	runs := v.runs
 	v.runs = map[string]*Run{}
@@ -277,6 +277,9 @@ func (v *VM) State() wire.VMState {
 	st := v.peek()
 	out := wire.VMState{
 		Role: st.Role, Generation: st.Generation, Term: st.Term, Newest: st.newest(), Layers: []wire.LayerState{},
+	}
+	if n := len(st.Points); n > 0 {
+		out.NewestTime = st.Points[n-1].Time
 	}
 	if r := st.failover(); r != nil {
 		out.FailedOverTo = r.Point

@@ -59,11 +59,12 @@ func (s *Shipper) meet(ctx context.Context) error {
 
 // agree finds out which of the points offered the peer has listed.
 func (s *Shipper) agree(ctx context.Context, st *wire.VMState) error {
-	if st.Newest == s.state.Acked.ID {
+	is := func(p *wire.PointInfo) bool { return st.Newest == p.ID && st.NewestTime.Equal(p.Time) }
+	if is(&s.state.Acked) {
 		return nil
 	}
 	for i := range s.state.Offers {
-		if o := s.state.Offers[i]; o.Point.ID == st.Newest {
+		if o := s.state.Offers[i]; is(&o.Point) {
 			return s.acknowledge(&o)
 		}
 	}

@@ -261,6 +261,10 @@ func (w *world) check(id wire.PointID) {
 // checkHistory compares all points that are listed and known.
 func (w *world) checkHistory() (points int) {
 	w.t.Helper()
+	// What is to be retired is retired before, not meanwhile.
+	if err := w.replicaVM().Settle(context.Background()); err != nil {
+		w.t.Fatal(err)
+	}
 	for _, p := range w.replicaVM().Points() {
 		if p.Damaged != "" {
 			w.t.Errorf("point %v is damaged: %s", p.ID, p.Damaged)

@@ -79,8 +79,11 @@ type VMState struct {
 	Role       Role   `json:"role"`
 	Generation uint64 `json:"generation"` // the highest it knows
 	Term       uint64 `json:"term"`
-	// Newest is the newest listed point; zero: none.
-	Newest PointID `json:"newest"`
+	// Newest is the newest listed point, zero: none, and NewestTime when its primary
+	// cut it: it tells the point from another that got the same name after both sides
+	// had lost their memory (RULES E6).
+	Newest     PointID   `json:"newest"`
+	NewestTime time.Time `json:"newest_time,omitzero"`
 	// Layers are those staged and not in a listed point.
 	Layers []LayerState `json:"layers"`
 	// FailedOverTo is the point a failover began at, while there is one.

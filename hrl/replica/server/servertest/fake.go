@@ -259,7 +259,7 @@ func (v *FakeVM) List(p wire.PointInfo) (wire.PointInfo, error) {
 		}
 	}
 	v.points = append(v.points, p)
-	v.state.Newest = p.ID
+	v.state.Newest, v.state.NewestTime = p.ID, p.Time
 	return p, nil
 }
 
