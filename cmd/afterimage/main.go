@@ -10,7 +10,9 @@
 //	listen.go   where the clients of serve come from
 //	admin.go    asking the daemon; VM@POINT/DISK
 //	duration.go, rate.go: DURATION and RATE as on the command line
-//	serve.go, disk.go, log.go, daemon.go, vm.go, peer.go, replica.go, point.go, failover.go, bench.go, doctor.go, completion.go, version.go: a noun each
+//	serve.go, disk.go, log.go, daemon.go, vm.go, peer.go, replica.go, point.go,
+//	failover.go, cert.go, demo.go, bench.go, doctor.go, completion.go, version.go: a
+//	noun each
 package main
 
 import (

@@ -39,6 +39,7 @@ type Client struct {
 	addr      string
 	transport *http.Transport
 	silence   time.Duration // wire.SilenceMax; shorter in tests
+	explain   func(error) error
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
@@ -55,6 +56,7 @@ func Dial(addr string, conf *tls.Config) *Client {
 	c := &Client{
 		addr:    addr,
 		silence: wire.SilenceMax,
+		explain: func(err error) error { return err },
 		transport: &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: connectMax}).DialContext,
 			TLSClientConfig:     conf,
@@ -74,6 +76,10 @@ func Dial(addr string, conf *tls.Config) *Client {
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
 }
+
+// ExplainBy has what keeps the peer from being reached explained by f, which knows
+// the certificates. It comes before the first question.
+func (c *Client) ExplainBy(f func(error) error) { c.explain = f }
 
 // Addr returns the address that the client was made for.
 func (c *Client) Addr() string { return c.addr }

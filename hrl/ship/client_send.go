@@ -60,7 +60,7 @@ func (c *Client) roundTrip(ctx context.Context, step, method, path string, fill 
 	case errors.As(err, &refused), errors.Is(err, ErrClosed), ctx.Err() != nil:
 		return nil, fmt.Errorf("%s: peer %s: %w", step, c.addr, err)
 	}
-	return nil, fmt.Errorf("%s: %w", step, &UnreachableError{c.addr, err})
+	return nil, fmt.Errorf("%s: %w", step, &UnreachableError{c.addr, c.explain(err)})
 }
 
 func (c *Client) exchange(ctx context.Context, w *watch, method, path string, fill func(*watch, *http.Request)) ([]byte, error) {

@@ -234,6 +234,16 @@ func (c *certificates) open() (*pki.Files, error) {
 	return files, nil
 }
 
+// explain says what is wrong with the certificates, if that is why a peer could not
+// be asked.
+func (c *certificates) explain(err error) error {
+	files, oerr := c.open()
+	if oerr != nil {
+		return err
+	}
+	return files.Explain(err)
+}
+
 // client is the configuration by which peers at a host are dialed. It can be made
 // before there are certificates; then connecting fails, until there are.
 func (c *certificates) client(host string) *tls.Config {

@@ -324,7 +324,9 @@ func (d *Daemon) dial(address string) (*ship.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ship.Dial(address, d.certs.client(host)), nil
+	client := ship.Dial(address, d.certs.client(host))
+	client.ExplainBy(d.certs.explain)
+	return client, nil
 }
 
 // checkAddress returns the host of HOST:PORT.
