@@ -144,7 +144,11 @@ func (l *Log) leadLocked(g *Group) error {
 	l.stats.Frames += int64(entries)
 	l.stats.Bytes += n
 	s.end += n
-	s.pre = nil
+	if s.pre != nil {
+		s.pre = nil
+		l.begun = max(l.begun, s.head.ordinal)
+		l.keeper.kick() // to note it
+	}
 	if len(s.lost.disks) > 0 {
 		s.lost = BlockSet{}
 	}

@@ -75,6 +75,13 @@
 // power cut, whichever it was: Open tells by the life it is given (boot and
 // mounts, RULES E8), and says so in Recovery.
 //
+// Which segment is the newest is noted in LOG when it is begun, unsynced: a kill
+// does not lose that, and after a power cut the log is evidence only. If it is
+// missing, somebody has removed it, and Open says what it says after a power cut.
+//
+// Releasing: what a replica has acknowledged goes, but for the segment that holds the
+// acknowledged cut; a log that does not have that one any more lacks something.
+//
 // Recycling: at its quota the log gives up its oldest segment, once all of its
 // writes have ended on the disk (RULES C3), and its file becomes a spare. Its
 // frames count until the spare is used: then one system call overwrites the old

@@ -104,10 +104,26 @@ func (k *keeper) run() {
 		k.clearBroken()
 		k.remove()
 		k.release()
+		k.noteBegun()
 		k.writeBehind()
 		if err := k.spare(); err != nil {
 			retry.Reset(spareRetry)
 		}
+	}
+}
+
+// noteBegun notes in LOG which segment is the newest, so that the next Open knows
+// if it is missing. Not synced: after a power cut nobody relies on the log anyway.
+func (k *keeper) noteBegun() {
+	l := k.l
+	l.mu.Lock()
+	begun := l.begun
+	l.mu.Unlock()
+	l.metaMu.Lock()
+	defer l.metaMu.Unlock()
+	if begun > l.meta.begun {
+		l.meta.begun = begun
+		_ = noteMeta(l.metaFile, &l.meta) // if it fails, less is noticed
 	}
 }
 

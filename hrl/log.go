@@ -107,7 +107,10 @@ type Log struct {
 	opt      Options
 	fs       FS
 	metaFile File
-	meta     meta // changed by Open and Close alone
+	// metaMu guards meta, once the log is open, but for the log's and the
+	// incarnation's number, which stay. It is held while meta is written.
+	metaMu   sync.Mutex
+	meta     meta
 	recovery Recovery
 	known    []Disk // that earlier incarnations logged
 
@@ -129,6 +132,7 @@ type Log struct {
 	spares  []*segment
 	sealed  []*segment // in order; those of earlier incarnations first
 	ordinal uint64     // of the next segment
+	begun   uint64     // newest ordinal whose segment has a header
 	seq     uint64     // of the last sequenced frame
 	epoch   uint64     // the open one's number
 	touched BlockSet   // of the open epoch: sections that ended with their segment
@@ -288,6 +292,7 @@ func (l *Log) adopt() error {
 		return err
 	}
 	l.ordinal = max(1, l.meta.ordinal)
+	newest := uint64(0)
 	l.known = a.Disks()
 	for _, s := range a.Segments {
 		if s.Damage != nil && errors.Is(s.Damage, ErrVersion) {
@@ -299,8 +304,15 @@ func (l *Log) adopt() error {
 		}
 		l.sealed = append(l.sealed, seg)
 		l.ordinal = max(l.ordinal, s.head.ordinal+1)
+		newest = max(newest, s.head.ordinal)
 		l.meta.incarnation = max(l.meta.incarnation, s.head.incarnation)
 	}
+	if newest < l.meta.begun && l.recovery != RecoverNew {
+		// Somebody has removed what was logged last: the log can vouch for
+		// nothing, as after a power cut.
+		l.recovery = RecoverPowerCut
+	}
+	l.begun = max(newest, l.meta.begun)
 	for _, path := range a.unused {
 		seg, err := l.reopenSpare(path)
 		if err != nil {
@@ -377,19 +389,30 @@ func (l *Log) Known() []Disk { return l.known }
 // has returned, a power cut stays a power cut, however often the process is
 // killed and started again (RULES E4). With an error nothing has changed.
 func (l *Log) Recovered() error {
-	if l.meta.state == metaDoubt {
-		m := l.meta
-		m.state = metaOpen
-		if err := writeMeta(l.metaFile, &m); err != nil {
-			return fmt.Errorf("log %s: %w", l.dir, err)
-		}
-		l.meta = m
+	l.metaMu.Lock()
+	err := l.settleLocked()
+	l.metaMu.Unlock()
+	if err != nil {
+		return fmt.Errorf("log %s: %w", l.dir, err)
 	}
 	l.mu.Lock()
 	l.readers--
 	l.mu.Unlock()
 	l.keeper.kick()
 	return nil
+}
+
+// settleLocked ends the doubt; metaMu is held.
+func (l *Log) settleLocked() error {
+	if l.meta.state != metaDoubt {
+		return nil
+	}
+	l.meta.state = metaOpen
+	err := writeMeta(l.metaFile, &l.meta)
+	if err != nil {
+		l.meta.state = metaDoubt
+	}
+	return err
 }
 
 // Ready waits until the log can take an append, and says why it cannot if it
@@ -525,8 +548,10 @@ func (l *Log) close(clean bool) error {
 		case lost:
 			err = fmt.Errorf("close log %s: it lacks changes and has no room to say so", l.dir)
 		default:
-			l.meta.state, l.meta.ordinal = metaClean, l.ordinal
+			l.metaMu.Lock()
+			l.meta.state, l.meta.ordinal, l.meta.begun = metaClean, l.ordinal, l.begun
 			err = writeMeta(l.metaFile, &l.meta)
+			l.metaMu.Unlock()
 		}
 	}
 	l.mu.Lock()

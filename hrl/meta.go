@@ -26,7 +26,9 @@ const metaName = "LOG"
 //	  32    16  log   UUID
 //	  48    32  life  what the opener was told identifies boot and mounts
 //	  80     8  ordinal  the next segment's, at least; valid in state 2
-//	  88    40  zero
+//	  88     8  begun    the newest segment that was begun, as far as that was noted;
+//	                     0: not at all. A log whose segments end before it has lost some
+//	  96    32  zero
 type meta struct {
 	state       uint32
 	count       uint64
@@ -34,6 +36,7 @@ type meta struct {
 	log         [16]byte
 	life        [32]byte
 	ordinal     uint64
+	begun       uint64
 }
 
 const (
@@ -58,6 +61,7 @@ func (m *meta) encode(b []byte) {
 	copy(b[32:], m.log[:])
 	copy(b[48:], m.life[:])
 	le.PutUint64(b[80:], m.ordinal)
+	le.PutUint64(b[88:], m.begun)
 	le.PutUint32(b[8:], crc32.Checksum(b[12:metaBytes], castagnoli))
 }
 
@@ -78,6 +82,7 @@ func (m *meta) decode(b []byte) error {
 	copy(m.log[:], b[32:])
 	copy(m.life[:], b[48:])
 	m.ordinal = le.Uint64(b[80:])
+	m.begun = le.Uint64(b[88:])
 	if m.state < metaOpen || m.state > metaDoubt {
 		return fmt.Errorf("state %d is unknown", m.state)
 	}
@@ -119,13 +124,19 @@ func decodeMeta(b *[2 * metaPage]byte) (meta, error) {
 
 // writeMeta makes m durable in the page that does not hold the present state.
 func writeMeta(f File, m *meta) error {
-	m.count++
-	var b [metaPage]byte
-	m.encode(b[:])
-	if _, err := f.WriteAt(b[:], int64(m.count%2)*metaPage); err != nil {
+	if err := noteMeta(f, m); err != nil {
 		return err
 	}
 	return f.Sync()
+}
+
+// noteMeta is writeMeta for what a kill must not lose, and a power cut may.
+func noteMeta(f File, m *meta) error {
+	m.count++
+	var b [metaPage]byte
+	m.encode(b[:])
+	_, err := f.WriteAt(b[:], int64(m.count%2)*metaPage)
+	return err
 }
 
 // createMeta makes the LOG file of a new log.

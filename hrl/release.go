@@ -20,7 +20,7 @@ func (m Mark) before(o Mark) bool {
 
 // Release says that nothing will need what the log has before the mark any more:
 // a point that holds it was acknowledged, and that is on record here (rule R3).
-// Segments that lie wholly before it become spares or are removed, oldest first,
+// Segments that lie wholly before that of the mark's frame become spares or are removed, oldest first,
 // once their writes have ended on the disk and nobody reads them (RULES C3).
 //
 // A spare's old header is overwritten first. After a kill its frames therefore
@@ -83,9 +83,10 @@ func nextOf(all []*segment, i int) *segment {
 	return nil
 }
 
-// coversLocked reports whether all frames of s, which next follows, lie before
-// the mark. Of a segment of an earlier incarnation only the number that the next
-// one begins with is known.
+// coversLocked reports whether s, which next follows, lies wholly before the
+// segment that holds the mark's own frame: that one stays, so that a reader who
+// does not find it knows that something is missing. Of a segment of an earlier
+// incarnation only the number that the next one begins with is known.
 func (l *Log) coversLocked(m Mark, s, next *segment) bool {
 	switch inc := s.head.incarnation; {
 	case s.empty || inc < m.Incarnation:
@@ -93,9 +94,9 @@ func (l *Log) coversLocked(m Mark, s, next *segment) bool {
 	case inc > m.Incarnation:
 		return false
 	case inc == l.meta.incarnation:
-		return s.last <= m.Seq
+		return s.last < m.Seq
 	default:
-		return next != nil && next.head.incarnation == inc && next.head.first <= m.Seq+1
+		return next != nil && next.head.incarnation == inc && next.head.first <= m.Seq
 	}
 }
 

@@ -45,7 +45,7 @@ func TestRelease(t *testing.T) {
 				t.Fatal(err)
 			}
 			q := Position{cut.Incarnation, cut.Epoch}
-			f, err := r.WriteLayer(OS, layers, LayerOptions{Generation: 1, Disk: "root", Span: Span{P: p, Q: q, After: acked.Seq}})
+			f, err := r.WriteLayer(OS, layers, LayerOptions{Generation: 1, Disk: "root", Span: Span{P: p, Q: q}})
 			if cerr := r.Close(); err == nil {
 				err = cerr
 			}
@@ -140,6 +140,50 @@ func TestReleaseWaits(t *testing.T) {
 	}
 	if l.Stats().Released == 0 {
 		t.Error("nothing was released at all")
+	}
+}
+
+// TestNewestRemoved: a log whose newest segments somebody has removed can vouch for
+// nothing, whether it was closed or not.
+func TestNewestRemoved(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		dir := tempDir(t)
+		l, _ := openTest(t, dir, Options{})
+		h := newHistory(t, l, 3)
+		for l.Stats().Segments < 3 {
+			h.steps(10)
+		}
+		l.keeper.noteBegun() // as it does when it is kicked
+		err := l.Abort
+		if clean {
+			err = l.Close
+		}
+		if err := err(); err != nil {
+			t.Fatal(err)
+		}
+		r := mustOpen(t, dir)
+		newest := r.Segments[len(r.Segments)-1].Path
+		r.Close()
+		want := map[bool]Recovery{true: RecoverClean, false: RecoverKill}[clean]
+		l, rec := openTest(t, dir, Options{})
+		if rec != want {
+			t.Errorf("whole: %v, not %v", rec, want)
+		}
+		if err := l.Abort(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(newest); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // it stays so until the recovery is done
+			l, rec = openTest(t, dir, Options{})
+			if rec != RecoverPowerCut {
+				t.Errorf("without its newest segment: %v", rec)
+			}
+			if err := l.Abort(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

@@ -100,8 +100,11 @@ func (v *VM) nothingWritten() error {
 		if !strings.HasPrefix(n, failoverPrefix) {
 			continue
 		}
-		if written, err := dirWritten(v.fs, filepath.Join(runs, n)); err != nil || written {
-			return errors.Join(err, fmt.Errorf("%s has what a guest wrote in a failover: move it away first: %w", filepath.Join(runs, n), ErrInUse))
+		switch written, err := dirWritten(v.fs, filepath.Join(runs, n)); {
+		case err != nil:
+			return err
+		case written:
+			return fmt.Errorf("%s has what a guest wrote in a failover: move it away first: %w", filepath.Join(runs, n), ErrInUse)
 		}
 	}
 	return nil

@@ -58,7 +58,7 @@ func goldenRecords() []record {
 		p := wire.PointInfo{ID: id(e), Time: at, Kind: wire.KindCrash, Received: at, Bytes: 100,
 			Disks: []wire.PointDisk{{Disk: disk, Layers: []string{digestOf(string(rune('a' + e)))}}}}
 		if e > 1 {
-			p.Parent = id(e - 1)
+			p.Parent, p.ParentTime = id(e-1), at
 		}
 		out = append(out, record{Kind: kindListed, Time: at, Point: &p})
 	}

@@ -69,7 +69,7 @@ func (v *VM) mayList() error {
 
 // sameContent reports whether a primary that sends b means a.
 func sameContent(a, b *wire.PointInfo) bool {
-	return a.Parent == b.Parent && a.Kind == b.Kind && a.Time.Equal(b.Time) && slices.EqualFunc(a.Disks, b.Disks, func(x, y wire.PointDisk) bool {
+	return a.Parent == b.Parent && a.ParentTime.Equal(b.ParentTime) && a.Kind == b.Kind && a.Time.Equal(b.Time) && slices.EqualFunc(a.Disks, b.Disks, func(x, y wire.PointDisk) bool {
 		return x.Disk == y.Disk && slices.Equal(x.Layers, y.Layers)
 	})
 }
@@ -86,6 +86,11 @@ func (v *VM) checkPoint(st *state, p *wire.PointInfo) (int64, error) {
 	var parent *point
 	if n := len(st.Points); n > 0 {
 		parent = &st.Points[n-1]
+		// Two points can have one name where both sides had lost their memory,
+		// and one of them got an old one back (RULES E6).
+		if !p.ParentTime.Equal(parent.Time) {
+			return 0, &ParentError{p.ID, p.Parent, parent.ID}
+		}
 		for _, d := range parent.Disks {
 			if !slices.ContainsFunc(p.Disks, func(have wire.PointDisk) bool { return have.Name == d.Name }) {
 				return 0, bad("disk %s is missing, which its parent has", d.Name)

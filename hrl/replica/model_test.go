@@ -43,7 +43,7 @@ type model struct {
 func TestModel(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			m := &model{primary: newPrimary(t, seed, "root"), dir: t.TempDir(), keep: 3, pinned: map[wire.PointID]bool{}}
+			m := &model{primary: newPrimary(t, seed, "root"), dir: tempDir(t), keep: 3, pinned: map[wire.PointID]bool{}}
 			m.reopen()
 			defer m.close()
 			for range 60 {
@@ -127,7 +127,9 @@ func (m *model) step() {
 		m.open = slices.Delete(m.open, i, i+1)
 	case k == 13:
 		if err := m.v.Remove(id); err == nil {
-			m.listed = slices.DeleteFunc(m.listed, func(p wire.PointID) bool { return p == id })
+			if m.listed = ids(m.v.Points()); slices.Contains(m.listed, id) {
+				m.t.Fatal("a point that was removed is listed")
+			}
 			if m.pinned[id] {
 				m.t.Fatal("a pinned point was removed")
 			}

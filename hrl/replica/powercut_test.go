@@ -142,7 +142,7 @@ func (c *cut) check(t *testing.T, from *primary) {
 	}
 	// It goes on from there.
 	p := *from
-	p.t, p.was, p.files = t, maps.Clone(from.was), maps.Clone(from.files)
+	p.t, p.was, p.files, p.times = t, maps.Clone(from.was), maps.Clone(from.files), maps.Clone(from.times)
 	p.check(v)
 	for _, r := range v.Runs() {
 		must(t, r.Err())

@@ -30,7 +30,8 @@ type primary struct {
 	order []string
 	disks map[string][]byte
 	// was is every disk at every point there ever was.
-	was map[wire.PointID]map[string][]byte
+	was   map[wire.PointID]map[string][]byte
+	times map[wire.PointID]time.Time // of the cuts
 	// files has the bytes of every layer, by digest.
 	files map[string][]byte
 }
@@ -52,7 +53,7 @@ func tempDir(t testing.TB) string {
 func newPrimary(t testing.TB, seed uint64, disks ...string) *primary {
 	p := &primary{
 		t: t, piece: 200 << 10, rng: rand.New(rand.NewPCG(seed, 3)), dir: tempDir(t), id: wire.VMID{1, 2, 3, byte(seed)}, name: "web", term: 1,
-		disks: map[string][]byte{}, was: map[wire.PointID]map[string][]byte{}, files: map[string][]byte{},
+		disks: map[string][]byte{}, was: map[wire.PointID]map[string][]byte{}, times: map[wire.PointID]time.Time{}, files: map[string][]byte{},
 	}
 	for _, d := range disks {
 		p.addDisk(d, 300<<10+512)
@@ -165,7 +166,8 @@ func (p *primary) point() wire.PointInfo {
 	default:
 		to.Epoch += 1 + uint64(p.rng.IntN(3))
 	}
-	info := wire.PointInfo{ID: to, Parent: p.at, Time: time.Unix(1700000000, 0), Kind: wire.KindCrash}
+	info := wire.PointInfo{ID: to, Parent: p.at, ParentTime: p.times[p.at], Time: time.Unix(1700000000+int64(len(p.times)), 0), Kind: wire.KindCrash}
+	p.times[to] = info.Time
 	old := p.was[p.at]
 	p.was[to] = map[string][]byte{}
 	for _, disk := range p.order {

@@ -16,8 +16,11 @@ import (
 // error there.
 func (v *VM) clearRunDir(dir string) error {
 	if strings.HasPrefix(filepath.Base(dir), failoverPrefix) {
-		if written, err := dirWritten(v.fs, dir); err != nil || written {
-			return errors.Join(err, fmt.Errorf("%s has what a guest wrote in a failover that the journal does not know: %w", dir, ErrExists))
+		switch written, err := dirWritten(v.fs, dir); {
+		case err != nil:
+			return err
+		case written:
+			return fmt.Errorf("%s has what a guest wrote in a failover that the journal does not know: %w", dir, ErrExists)
 		}
 	}
 	return os.RemoveAll(dir)

@@ -272,6 +272,7 @@ func TestListRefuses(t *testing.T) {
 		want   error
 	}{
 		"parent":           {func(i *wire.PointInfo) { i.Parent = wire.PointID{} }, ErrParent},
+		"parent's time":    {func(i *wire.PointInfo) { i.ParentTime = i.Time }, ErrParent},
 		"before":           {func(i *wire.PointInfo) { i.ID = at; i.Parent = p.was0(at) }, ErrExists},
 		"another position": {func(i *wire.PointInfo) { i.ID = other }, ErrBad},
 		"another generation": {func(i *wire.PointInfo) {

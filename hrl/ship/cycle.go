@@ -22,6 +22,12 @@ const idleMax = time.Minute
 // cycle brings what has changed to the replica. asked says that somebody waits:
 // where nothing has changed, the peer says itself that it has everything.
 func (s *Shipper) cycle(ctx context.Context, asked bool) error {
+	if s.opt.VM.Log() == nil {
+		// It was gone, and no new one could be begun then.
+		if err := s.openLog(ctx); err != nil {
+			return err
+		}
+	}
 	for {
 		if !s.met {
 			if err := s.meet(ctx); err != nil {
@@ -123,7 +129,7 @@ func (s *Shipper) cut(ctx context.Context) (*offer, error) {
 	}
 	o := &offer{Mark: info.Mark(), Point: wire.PointInfo{
 		ID:     wire.PointID{Generation: s.state.Generation, Incarnation: info.Incarnation, Epoch: info.Epoch},
-		Parent: s.state.Acked.ID, Time: info.Time, Kind: wire.KindCrash,
+		Parent: s.state.Acked.ID, ParentTime: s.state.Acked.Time, Time: info.Time, Kind: wire.KindCrash,
 	}}
 	if err := s.build(ctx, o); err != nil {
 		s.removeFiles(o.Files)
@@ -145,12 +151,13 @@ func (s *Shipper) build(ctx context.Context, o *offer) error {
 	if err := hrl.OS.MkdirAll(s.spool); err != nil {
 		return err
 	}
-	span := hrl.Span{P: position(s.state.Acked.ID), Q: position(o.Point.ID), After: s.state.AckedMark.Seq}
+	// Without Span.After: a log that does not have the cut p lacks something.
+	span := hrl.Span{P: position(s.state.Acked.ID), Q: position(o.Point.ID)}
 	behind := s.state.AckedMark
 	if s.session != nil {
 		o.Totals = s.session.totals
 		if s.session.from != (hrl.Position{}) {
-			span.From, span.After, behind = s.session.from, s.session.mark.Seq, s.session.mark
+			span.From, behind = s.session.from, s.session.mark
 		}
 	}
 	segs, err := s.opt.VM.Log().OpenBehind(behind)
@@ -235,6 +242,12 @@ func (s *Shipper) explain(ctx context.Context, err error) error {
 		// Somebody has removed it under us. What is appended goes nowhere; the
 		// guest has not noticed.
 		s.warn.Warn("the log is gone: a new one is begun, and the disks are compared", "log", s.logDir(), "why", err)
+		// On record first: what is written until there is a log again is nowhere.
+		s.state.Whole = true
+		s.dropOffers()
+		if err := s.save(); err != nil {
+			return err
+		}
 		_ = s.opt.VM.StopLog() // it cannot be closed cleanly, and need not
 		if err := s.openLog(ctx); err != nil {
 			return err

@@ -13,7 +13,7 @@ import (
 // acknowledged, the same number to another, while others load both disks as fast
 // as they can. No point may show the second disk ahead of the first (rule R2).
 func TestShipDependency(t *testing.T) {
-	const points = 100
+	const points = dependencyPoints
 	w := newWorld(t, 8, 16<<20, 16<<20)
 	w.every, w.keep = 30*time.Millisecond, 2*points
 	w.startPrimary()

@@ -107,6 +107,27 @@ func TestShipTroubles(t *testing.T) {
 				}
 			}},
 			{"log removed while it runs", func() { os.RemoveAll(logDir) }},
+			{"log removed, and for a while no other can be made", func() {
+				os.RemoveAll(logDir)
+				if err := os.WriteFile(logDir, []byte("in the way"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				w.changes(3)
+				if _, err := w.s.Sync(context.Background()); err == nil {
+					t.Error("a sync without a log succeeded")
+				}
+				w.changes(3)
+				if _, err := w.s.Sync(context.Background()); err == nil {
+					t.Error("a sync without a log succeeded")
+				}
+				os.Remove(logDir)
+			}},
+			{"segment removed while it runs", func() {
+				segs, _ := filepath.Glob(filepath.Join(logDir, "log", "*.hrl"))
+				for _, s := range segs {
+					os.Remove(s)
+				}
+			}},
 			{"log removed while it is down", func() {
 				w.stopPrimary(false)
 				os.RemoveAll(logDir)

@@ -106,10 +106,12 @@ type Discard struct {
 type PointInfo struct {
 	ID PointID `json:"id"`
 	// Parent is the point over which the layers lie: the newest listed one.
-	Parent PointID     `json:"parent"`
-	Time   time.Time   `json:"time"` // of the cut at the primary; a label
-	Kind   string      `json:"kind"` // crash or app
-	Disks  []PointDisk `json:"disks"`
+	// ParentTime, when that was cut, tells it from another of the same name.
+	Parent     PointID     `json:"parent"`
+	ParentTime time.Time   `json:"parent_time,omitzero"`
+	Time       time.Time   `json:"time"` // of the cut at the primary
+	Kind       string      `json:"kind"` // crash or app
+	Disks      []PointDisk `json:"disks"`
 
 	// Only in answers:
 	Received time.Time `json:"received,omitzero"` // when it was listed

@@ -247,7 +247,7 @@ func (v *FakeVM) List(p wire.PointInfo) (wire.PointInfo, error) {
 			return old, nil
 		}
 	}
-	if p.Parent != v.state.Newest {
+	if p.Parent != v.state.Newest || !p.ParentTime.Equal(v.state.NewestTime) {
 		return p, &replica.ParentError{Newest: v.state.Newest}
 	}
 	for _, d := range p.Disks {
