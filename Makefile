@@ -24,7 +24,7 @@ demo: build
 
 # The only target that installs anything.
 deps:
-	@.ci/deps
+	@GO=$(GO) .ci/deps
 
 # Everything that needs nothing but Go and gcc.
 check: need-go lint
@@ -43,9 +43,9 @@ lint: need-go $(STATICCHECK)
 
 # Everything. As an ordinary user, the tests that need root go through sudo.
 test: need-go
-	@.ci/deps --check >/dev/null || .ci/deps
+	@GO=$(GO) .ci/deps --check >/dev/null || GO=$(GO) .ci/deps
 	@$(MAKE) --no-print-directory build lint
-	$(GO) run ./internal/citest unit race real kill root
+	$(GO) run ./internal/citest unit race real kill lab root
 
 # Beside other servers, in memory, in about a minute and a half. BENCH_FLAGS
 # are those of `afterimage bench quick`.

@@ -4,12 +4,13 @@
 //
 //	TestReal…    needs real peers (qemu-io, nbdcopy, fio): `make deps`
 //	TestKill…    kills processes in the middle of their work, and takes longer
+//	TestLab…     boots a VM with a kernel of its own (package vmlab): `make deps`
 //	TestRoot…    needs root: compiled as the user, run through sudo
 //	Test…Allocs  counts allocations: left out under the race detector, whose
 //	             pools forget at random
 //	all others   need nothing but Go, a shell and what stands beside it (ls, dd)
 //
-// Usage: citest [-fuzztime D] unit|race|real|kill|root|fuzz...
+// Usage: citest [-fuzztime D] unit|race|real|kill|lab|root|fuzz...
 //
 //	main.go    the stages and the last line      events.go  what go test -json says
 //	source.go  which package has which tests     root.go    tests that need root
@@ -45,11 +46,12 @@ var stages = []stage{
 		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20", "MODEL_TIME=60s"}},
 	{name: "real", what: "real clients and servers", budget: 3 * time.Minute, prefix: "TestReal"},
 	{name: "kill", what: "processes killed at their work", budget: 90 * time.Second, prefix: "TestKill"},
+	{name: "lab", what: "tests in a VM with a kernel of its own", budget: 5 * time.Minute, prefix: "TestLab"},
 	{name: "root", what: "tests that need root", budget: time.Minute, prefix: "TestRoot"},
 }
 
 // special matches the names of tests that have a stage of their own.
-const special = "^Test(Real|Kill|Root)"
+const special = "^Test(Real|Kill|Lab|Root)"
 
 // limit ends a package's tests that hang; go test prints every goroutine then.
 const limit = 15 * time.Minute
