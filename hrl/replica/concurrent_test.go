@@ -6,11 +6,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"afterimage/blockdev"
+	"afterimage/hrl"
 	"afterimage/hrl/wire"
 )
 
@@ -135,6 +138,52 @@ func TestOpenAcrossFold(t *testing.T) {
 	if err := blockdev.ReadAt(d, make([]byte, 512), 0); !errors.Is(err, blockdev.ErrClosed) {
 		t.Fatal(err)
 	}
+	must(t, d.Close())
+}
+
+// slowFS lets a fold go on between the moment in which somebody has decided to
+// open a layer and the opening.
+type slowFS struct {
+	hrl.FS
+	before func(path string)
+}
+
+func (f *slowFS) Open(path string) (hrl.File, error) {
+	f.before(path)
+	return f.FS.Open(path)
+}
+
+// TestOpenWhileFoldEnds: a fold does not take layers away from under somebody who
+// is about to open them.
+func TestOpenWhileFoldEnds(t *testing.T) {
+	p := newPrimary(t, 5, "root")
+	var hook atomic.Pointer[func(path string)]
+	fs := &slowFS{hrl.OS, func(path string) {
+		if f := hook.Swap(nil); f != nil {
+			(*f)(path)
+		}
+	}}
+	_, v := accepted(t, p, Options{FS: fs})
+	must(t, v.SetKeep(1))
+	p.whole(v, "root", 1)
+	settle(t, v)
+	second := p.whole(v, "root", 1)[0]
+	settled := make(chan error, 1)
+	begin := func(path string) {
+		go func() { settled <- v.Settle(context.Background()) }()
+		// As long as it is the fold that waits, it may wait.
+		for range 100 {
+			if _, err := os.Stat(path); err != nil || len(settled) > 0 {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	hook.Store(&begin)
+	d, err := v.OpenPoint(second, "root")
+	must(t, err)
+	must(t, <-settled)
+	p.same(d, second, "root", p.was[second]["root"])
 	must(t, d.Close())
 }
 

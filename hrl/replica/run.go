@@ -193,7 +193,7 @@ func (v *VM) Start(id wire.PointID) (*Run, error) {
 		err = v.clearRunDir(v.runDir(rec))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("a failover of VM %s: %w", st.Name, err)
+		return nil, noRoom("a failover", fmt.Errorf("a failover of VM %s: %w", st.Name, err))
 	}
 	return v.startLocked(rec)
 }
@@ -217,7 +217,7 @@ func (v *VM) Test(name string, id wire.PointID) (*Run, error) {
 	}
 	rec := &runRecord{Name: name, Test: true, Point: id}
 	if err := v.clearRunDir(v.runDir(rec)); err != nil {
-		return nil, fmt.Errorf("test failover %s: %w", name, err)
+		return nil, noRoom("a failover", fmt.Errorf("test failover %s: %w", name, err))
 	}
 	return v.startLocked(rec)
 }
@@ -243,7 +243,7 @@ func (v *VM) startLocked(rec *runRecord) (*Run, error) {
 	}
 	r, err := v.openRun(rec)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", what, err), os.RemoveAll(v.runDir(rec)))
+		return nil, noRoom(what, errors.Join(fmt.Errorf("%s: %w", what, err), os.RemoveAll(v.runDir(rec))))
 	}
 	if err := v.commitLocked(record{Kind: kindStarted, Run: rec}); err != nil {
 		return nil, errors.Join(err, r.Close())
