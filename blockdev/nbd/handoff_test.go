@@ -185,11 +185,14 @@ func TestStuckReaderRecovers(t *testing.T) {
 			nc.Write(command(request{cmd: cmdRead, cookie: i, length: 4 << 20}))
 		}
 	}()
-	s.mu.Lock()
 	var conn *conn
-	for conn = range s.watched {
-	}
-	s.mu.Unlock()
+	testenv.Until(t, "the connection is watched", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for conn = range s.watched {
+		}
+		return conn != nil
+	})
 	testenv.Until(t, "the connection is full", func() bool { return conn.crowded() })
 	for range n {
 		if cookie, code, _ := reply(t, nc, 4<<20); code != wireOK {
