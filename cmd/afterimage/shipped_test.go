@@ -88,7 +88,9 @@ func TestShipped(t *testing.T) {
 	after, now := shipped()
 	cycles := int64(now - points)
 	t.Logf("400 MiB over one region of 8 MiB: %d points, %d bytes shipped", cycles, after-before)
-	if most := cycles*(region+region/50) + 1<<20; after-before > most || after-before < region {
+	// On a loaded machine an append is late now and then, and what it had is copied
+	// from the disk: the region can go twice.
+	if most := 2*cycles*(region+region/50) + 1<<20; after-before > most || after-before < region {
 		t.Errorf("%d bytes were shipped in %d cycles: %d are the most", after-before, cycles, most)
 	}
 	_, _ = r.Read(buf[:4096])
