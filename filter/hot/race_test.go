@@ -1,5 +1,0 @@
-//go:build race
-
-package hot
-
-const raceEnabled = true
