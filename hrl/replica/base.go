@@ -76,11 +76,17 @@ func openRaw(path string) (blockdev.Device, error) {
 
 func openBase(fs hrl.FS, open openDevice, dir, disk string, vm wire.VMID, folds uint32, warn *slog.Logger) (*base, error) {
 	s, err := openSums(fs, filepath.Join(dir, sumsName), vm, warn)
+	if isMissing(err) {
+		return nil, &BaseError{filepath.Join(dir, sumsName), 0, errors.New("the file is missing")}
+	}
 	if err != nil {
 		return nil, err
 	}
 	b := &base{disk: disk, path: filepath.Join(dir, baseName), sums: s, folds: folds}
 	if b.dev, err = open(b.path); err != nil {
+		if isMissing(err) {
+			err = &BaseError{b.path, 0, errors.New("the file is missing")}
+		}
 		return nil, errors.Join(err, s.close())
 	}
 	b.forget(b.dev.Size())

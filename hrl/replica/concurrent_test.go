@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -141,50 +142,92 @@ func TestOpenAcrossFold(t *testing.T) {
 	must(t, d.Close())
 }
 
-// slowFS lets a fold go on between the moment in which somebody has decided to
-// open a layer and the opening.
-type slowFS struct {
+// hookFS calls back before a file is opened for reading, and before the journal
+// is synced.
+type hookFS struct {
 	hrl.FS
-	before func(path string)
+	open, journal atomic.Pointer[func(path string)] // once
 }
 
-func (f *slowFS) Open(path string) (hrl.File, error) {
-	f.before(path)
+func call(hook *atomic.Pointer[func(path string)], path string) {
+	if f := hook.Swap(nil); f != nil {
+		(*f)(path)
+	}
+}
+
+func (f *hookFS) Open(path string) (hrl.File, error) {
+	call(&f.open, path)
 	return f.FS.Open(path)
 }
 
+func (f *hookFS) Create(path string) (hrl.File, error) {
+	g, err := f.FS.Create(path)
+	return &hookFile{g, f, path}, err
+}
+
+func (f *hookFS) Edit(path string) (hrl.File, error) {
+	g, err := f.FS.Edit(path)
+	return &hookFile{g, f, path}, err
+}
+
+type hookFile struct {
+	hrl.File
+	f    *hookFS
+	path string
+}
+
+func (f *hookFile) Sync() error {
+	if filepath.Base(f.path) == journalName {
+		call(&f.f.journal, f.path)
+	}
+	return f.File.Sync()
+}
+
 // TestOpenWhileFoldEnds: a fold does not take layers away from under somebody who
-// is about to open them.
+// has looked them up and is about to open them.
 func TestOpenWhileFoldEnds(t *testing.T) {
 	p := newPrimary(t, 5, "root")
-	var hook atomic.Pointer[func(path string)]
-	fs := &slowFS{hrl.OS, func(path string) {
-		if f := hook.Swap(nil); f != nil {
-			(*f)(path)
-		}
-	}}
-	_, v := accepted(t, p, Options{FS: fs})
+	fs := &hookFS{FS: hrl.OS}
+	s, v := accepted(t, p, Options{FS: fs})
 	must(t, v.SetKeep(1))
 	p.whole(v, "root", 1)
 	settle(t, v)
+	must(t, s.Close())
+	s = openStore(t, s.Dir(), Options{FS: fs}) // whose journal is not a new file
+	v, err := s.VM(p.id)
+	must(t, err)
 	second := p.whole(v, "root", 1)[0]
-	settled := make(chan error, 1)
-	begin := func(path string) {
-		go func() { settled <- v.Settle(context.Background()) }()
+	must(t, v.wait(t, second))
+	done := make(chan error, 1)
+	opening := func(path string) {
 		// As long as it is the fold that waits, it may wait.
 		for range 100 {
-			if _, err := os.Stat(path); err != nil || len(settled) > 0 {
-				break
+			if _, err := os.Stat(path); err != nil {
+				return
 			}
 			time.Sleep(time.Millisecond)
 		}
 	}
-	hook.Store(&begin)
-	d, err := v.OpenPoint(second, "root")
-	must(t, err)
-	must(t, <-settled)
-	p.same(d, second, "root", p.was[second]["root"])
-	must(t, d.Close())
+	recording := func(string) {
+		looked := make(chan bool)
+		wait := func(path string) { close(looked); opening(path) }
+		fs.open.Store(&wait)
+		go func() {
+			d, err := v.OpenPoint(second, "root")
+			if err == nil {
+				p.same(d, second, "root", p.was[second]["root"])
+				err = d.Close()
+			}
+			done <- err
+		}()
+		<-looked
+	}
+	fs.journal.Store(&recording)
+	settle(t, v)
+	must(t, <-done)
+	if v.current().Base != second {
+		t.Fatal("nothing was folded")
+	}
 }
 
 // TestFoldGroups: retired points wait until there are some of them.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -287,9 +288,23 @@ func TestSumsDamage(t *testing.T) {
 	if broken > 8 {
 		t.Errorf("%d bytes of the header are fatal", broken)
 	}
+	// Without the last checksums of a page its blocks are not taken on faith.
+	base := filepath.Join(filepath.Dir(path), baseName)
+	b := bytes.Clone(whole)
+	clear(b[sumsFirst+sumPageBytes:])
+	must(t, os.WriteFile(path, b, 0o600))
+	flip(t, base, 1000)
+	s = openStore(t, s.Dir(), Options{})
+	v, err = s.VM(p.id)
+	must(t, err)
+	var be *BaseError
+	if err := v.Verify(t.Context(), want, nil); !errors.As(err, &be) || be.Path != path {
+		t.Fatal(err)
+	}
+	must(t, s.Close())
+	flip(t, base, 1000)
 	// Data that has vanished from the base is no hole.
 	must(t, os.WriteFile(path, whole, 0o600))
-	base := filepath.Join(filepath.Dir(path), baseName)
 	st, err := os.Stat(base)
 	must(t, err)
 	must(t, os.Truncate(base, 0))
@@ -309,6 +324,86 @@ func TestSumsDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, d.Close())
+}
+
+// TestDamageGoesOn: a point over a damaged one is marked from the beginning.
+func TestDamageGoesOn(t *testing.T) {
+	p := newPrimary(t, 1, "root")
+	_, v := accepted(t, p, Options{})
+	points := p.whole(v, "root", 2)
+	settle(t, v)
+	flip(t, layerOf(v, points[1]), 2000)
+	if err := v.Verify(t.Context(), points[1], nil); !errors.Is(err, hrl.ErrDamaged) {
+		t.Fatal(err)
+	}
+	points = append(points, p.whole(v, "root", 1)...)
+	if got := marked(v); !slices.Equal(got, points[1:]) {
+		t.Fatalf("%v are marked", got)
+	}
+}
+
+// TestFoldFails: while nothing can be folded no point is given up, and
+// afterwards it all happens at once.
+func TestFoldFails(t *testing.T) {
+	p := newPrimary(t, 1, "root")
+	fs := newFaultFS(0, true, syscall.EIO)
+	s, err := open(tempDir(t), Options{FS: hrl.OS}, fs.device)
+	must(t, err)
+	defer s.Close()
+	o := p.offer()
+	o.Keep = 1
+	v, err := s.Accept(p.id, o, testSender, 0)
+	must(t, err)
+	p.points(v, 1)
+	settle(t, v)
+	fs.mu.Lock()
+	fs.failAt, fs.ops = 1, 0
+	fs.mu.Unlock()
+	second := p.whole(v, "root", 1)
+	if err := v.Settle(t.Context()); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	more := append(second, p.whole(v, "root", 3)...)
+	if err := v.Settle(t.Context()); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if got := ids(v.Points()); !slices.Equal(got, more) || marked(v) != nil {
+		t.Fatalf("%v are listed, %v marked", got, marked(v))
+	}
+	fs.calm()
+	settle(t, v)
+	if got := ids(v.Points()); !slices.Equal(got, more[3:]) || v.current().Base != more[3] {
+		t.Fatalf("%v are listed", got)
+	}
+	p.check(v)
+}
+
+// TestShrinkGrow: what is cut off a base and comes back is zero, and no damage,
+// also where nothing else of the block changes.
+func TestShrinkGrow(t *testing.T) {
+	p := newPrimary(t, 1, "root")
+	s, v := accepted(t, p, Options{})
+	must(t, v.SetKeep(1))
+	p.whole(v, "root", 1)
+	settle(t, v)
+	for _, size := range []int{sumBlock + 512, 3 * sumBlock, sumBlock, 0, sumBlock - 512, 5 * sumBlock} {
+		d := p.disks["root"]
+		p.disks["root"] = append(slices.Clone(d[:min(size, len(d))]), make([]byte, max(0, size-len(d)))...)
+		old, from, to := d, p.at, p.at
+		to.Epoch++
+		info := wire.PointInfo{ID: to, Parent: from, ParentTime: p.times[from], Time: p.times[from].Add(time.Second), Kind: wire.KindCrash}
+		layer := p.layer("root", from, to, old[:min(size, len(old))], p.disks["root"])
+		info.Disks = []wire.PointDisk{{Disk: wire.Disk{Name: "root", Size: int64(size)}, Layers: []string{layer}}}
+		p.at, p.times[to], p.was[to] = to, info.Time, map[string][]byte{"root": p.disks["root"]}
+		must(t, p.send(v, info))
+		settle(t, v)
+		s, v = reopened(t, s, p.id)
+		if v.current().Base != to {
+			t.Fatal("it was not folded")
+		}
+		must(t, v.Verify(t.Context(), to, nil))
+		p.checkPoint(v, to)
+	}
 }
 
 // TestJournalBroken: a VM whose journal is damaged is listed as broken, keeps

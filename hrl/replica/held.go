@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -203,14 +202,6 @@ func (c *chain) over(top *blockdev.Top) (blockdev.Device, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-func newStack(ctx context.Context, held []*heldLayer) *stack {
-	s := &stack{ctx: ctx}
-	for _, h := range held {
-		s.layers = append(s.layers, h)
-	}
-	return s
 }
 
 // A pointDevice is a disk as of a point, read-only.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -218,6 +219,37 @@ func TestJournalTorn(t *testing.T) {
 		if bytes.Contains(b, []byte("half a record")) {
 			t.Fatal("what was torn is there still")
 		}
+	}
+}
+
+// TestJournalSyncFails: what could not be synced is not in the journal that the
+// next record goes to, which is another file.
+func TestJournalSyncFails(t *testing.T) {
+	p := newPrimary(t, 1, "root")
+	fs := newFaultFS(0, false, syscall.EIO)
+	s, v := accepted(t, p, Options{FS: fs})
+	settle(t, v)
+	before := v.journal.f
+	fs.mu.Lock()
+	fs.ops, fs.failAt = 0, 2 // the sync behind the write
+	fs.mu.Unlock()
+	if err := v.SetKeep(77); !errors.Is(err, syscall.EIO) || v.Keep() == 77 {
+		t.Fatal(err)
+	}
+	path := filepath.Join(s.Dir(), p.id.String(), journalName)
+	if b, err := os.ReadFile(path); err != nil || !bytes.Contains(b, []byte(`"keep":77`)) {
+		t.Fatalf("it was not written at all: %v", err)
+	}
+	must(t, v.SetKeep(5))
+	if v.journal.f == before {
+		t.Fatal("it is the same file")
+	}
+	if b, err := os.ReadFile(path); err != nil || bytes.Contains(b, []byte(`"keep":77`)) {
+		t.Fatalf("what failed is there still: %v", err)
+	}
+	_, v = reopened(t, s, p.id)
+	if v.Keep() != 5 {
+		t.Fatalf("%d", v.Keep())
 	}
 }
 

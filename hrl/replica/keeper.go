@@ -88,19 +88,23 @@ func (v *VM) keepOnce(ctx context.Context, force bool) error {
 	if err := v.recordDamage(); err != nil {
 		return err
 	}
-	if !v.stuck {
+	was := v.stuck
+	if !was {
 		if err := v.retire(); err != nil {
 			return err
 		}
 	}
-	err := v.fold(ctx, force)
+	err := v.fold(ctx, force || was)
 	for errors.Is(err, errMoved) {
-		err = v.fold(ctx, force)
+		err = v.fold(ctx, true)
 	}
 	// While nothing can be folded, retiring only loses history.
 	v.stuck = err != nil && ctx.Err() == nil
 	// What was found in the meantime.
-	return errors.Join(err, v.recordDamage())
+	if err := errors.Join(err, v.recordDamage()); err != nil || !was {
+		return err
+	}
+	return v.keepOnce(ctx, force) // it goes on
 }
 
 // Settle waits until nothing is left to be retired and folded, and returns why

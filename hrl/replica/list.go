@@ -13,7 +13,9 @@ import (
 // List makes a point of layers that are here, complete, and of their parent, the
 // newest listed point. It is the acknowledgement (RULES H6): the layers were
 // durable before, their directory and the record of the point are when it
-// returns. A point that is listed already is answered as the first time.
+// returns. A point that is listed already is answered as the first time. Over a
+// point that is marked as damaged the new one is marked too, until Verify finds it
+// whole.
 //
 // A crash before the record is durable leaves the layers staged; after it the
 // point is listed, whether or not anybody heard of it.
@@ -34,6 +36,9 @@ func (v *VM) List(p wire.PointInfo) (wire.PointInfo, error) {
 		return st.Points[i].info(), nil
 	}
 	p.Received, p.Pinned, p.Damaged = time.Now().UTC(), false, ""
+	if n := len(st.Points); n > 0 {
+		p.Damaged = st.Points[n-1].Damaged
+	}
 	var err error
 	p.Bytes, err = v.checkPoint(st, &p)
 	if err == nil {

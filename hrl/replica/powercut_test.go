@@ -32,7 +32,7 @@ type cut struct {
 // receiving, listing, folding, and of failovers. What was acknowledged is there
 // afterwards, what is listed is right, and the store goes on from there.
 func TestPowerCut(t *testing.T) {
-	for seed := range uint64(16) {
+	for seed := range uint64(10) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { cutPower(t, seed) })
 	}
 }

@@ -397,6 +397,32 @@ func TestUnfinishedCheck(t *testing.T) {
 	}
 }
 
+// TestLayersLeftOver: layers that were folded, and those of points that will never
+// come, are not taken for staged ones.
+func TestLayersLeftOver(t *testing.T) {
+	p := newPrimary(t, 1, "root")
+	s, v := accepted(t, p, Options{})
+	must(t, v.SetKeep(1))
+	points := p.whole(v, "root", 2)
+	settle(t, v)
+	dead := p.layer("root", points[0], wire.PointID{Generation: 9, Incarnation: 9, Epoch: 9}, nil, make([]byte, 512))
+	alive := p.layer("root", points[1], wire.PointID{Generation: 9, Incarnation: 9, Epoch: 9}, nil, make([]byte, 512))
+	folded := v.Points()[0].Disks[0].Layers[0]
+	dir := filepath.Join(v.dir, layersDir)
+	for _, d := range []string{dead, alive, folded} {
+		must(t, os.WriteFile(filepath.Join(dir, d+layerSuffix), p.files[d], 0o600))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, digestOf("a")+layerSuffix), []byte("junk"), 0o600))
+	_, v = reopened(t, s, p.id)
+	if names := mustNames(t, dir); !slices.Equal(names, []string{alive + layerSuffix}) {
+		t.Fatalf("%v are left", names)
+	}
+	if l := v.State().Layers; len(l) != 1 || l[0].Digest != alive || !l[0].Complete {
+		t.Fatalf("%+v", l)
+	}
+	p.check(v)
+}
+
 func mustNames(t testing.TB, dir string) []string {
 	t.Helper()
 	names, err := hrl.OS.ReadDir(dir)

@@ -175,6 +175,12 @@ func (v *VM) openBase(disk string) error {
 	if err != nil {
 		return err
 	}
+	// What an overlay finds behind the end of its base reads as zero: a base that
+	// was cut off must not pass for one.
+	if have, least := b.dev.Size(), v.state.baseLeast(disk); have < least {
+		err := &BaseError{b.path, have, fmt.Errorf("the file has %d bytes, at least %d are due", have, least)}
+		return errors.Join(err, b.Close())
+	}
 	b.damaged = func(block int64, err error) { v.note(damage{disk: disk, block: block, reason: err.Error()}) }
 	v.mu.Lock()
 	defer v.mu.Unlock()

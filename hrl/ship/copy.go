@@ -8,6 +8,7 @@ import (
 	"afterimage/blockdev"
 	"afterimage/filter"
 	"afterimage/hrl"
+	"afterimage/hrl/wire"
 )
 
 const (
@@ -165,6 +166,10 @@ func (c *copier) has(ctx context.Context) ([]bool, error) {
 		return has, nil
 	}
 	digests, err := c.s.opt.Client.Digests(ctx, c.s.opt.ID, c.s.state.Acked.ID, c.d.Name, ask)
+	var refused *wire.Error
+	if errors.As(err, &refused) && refused.Code == wire.CodeDamaged {
+		return has, nil // what it cannot read, it gets
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -238,10 +238,11 @@ func (s *Shipper) explain(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &gaps):
 		return errAgain
-	case errors.Is(err, fs.ErrNotExist):
-		// Somebody has removed it under us. What is appended goes nowhere; the
-		// guest has not noticed.
-		s.warn.Warn("the log is gone: a new one is begun, and the disks are compared", "log", s.logDir(), "why", err)
+	case errors.Is(err, fs.ErrNotExist), s.session != nil && s.session.from != (hrl.Position{}) && unreadable(err):
+		// Somebody has removed it under us, or its open segment is damaged, so that
+		// not even what was logged a moment ago can be read. What is appended goes
+		// nowhere; the guest has not noticed.
+		s.warn.Warn("the log is gone or damaged: it is begun anew, and the disks are compared", "log", s.logDir(), "why", err)
 		// On record first: what is written until there is a log again is nowhere.
 		s.state.Whole = true
 		s.dropOffers()
@@ -253,12 +254,17 @@ func (s *Shipper) explain(ctx context.Context, err error) error {
 			return err
 		}
 		return errAgain
-	case errors.Is(err, hrl.ErrNoCut), errors.Is(err, hrl.ErrDamaged):
+	case unreadable(err):
 		s.warn.Warn("the log does not have all that changed: the disks are compared", "log", s.logDir(), "why", err)
 		s.needWhole = true
 		return errAgain
 	}
 	return err
+}
+
+// unreadable reports whether the log does not have what it must have.
+func unreadable(err error) bool {
+	return errors.Is(err, hrl.ErrNoCut) || errors.Is(err, hrl.ErrDamaged)
 }
 
 // deliver brings an offer to the replica and has it listed.
@@ -280,6 +286,7 @@ func (s *Shipper) deliver(ctx context.Context, o *offer) error {
 	if listed.ID != o.Point.ID {
 		return fmt.Errorf("peer %s listed %v instead of %v", s.opt.Client.Addr(), listed.ID, o.Point.ID)
 	}
+	s.noteDamaged(listed.Damaged)
 	done := *o
 	return s.acknowledge(&done)
 }

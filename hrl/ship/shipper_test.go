@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"afterimage/blockdev"
+	"afterimage/hrl"
 	"afterimage/hrl/ship"
 	"afterimage/hrl/wire"
 )
@@ -169,6 +171,15 @@ func TestShipTroubles(t *testing.T) {
 					f.Close()
 				}
 				w.startPrimary()
+			}},
+			{"open segments damaged", func() {
+				w.changes(3)
+				segs, _ := filepath.Glob(filepath.Join(logDir, "log", "*.hrl"))
+				for _, s := range segs {
+					if err := os.Truncate(s, 0); err != nil {
+						t.Fatal(err)
+					}
+				}
 			}},
 			{"replica went back", func() {
 				_ = w.host.Stop()
@@ -360,4 +371,42 @@ func TestShipFailover(t *testing.T) {
 	}
 	w.sync()
 	w.checkHistory()
+}
+
+// TestShipBaseCutOff: a base that lost its end, or is gone, is found when the store
+// is opened; nothing is served from it.
+func TestShipBaseCutOff(t *testing.T) {
+	w := newWorld(t, 9, 4<<20)
+	w.startPrimary()
+	w.changes(40)
+	w.sync()
+	w.changes(10)
+	p := w.sync()
+	if err := w.replicaVM().Settle(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.host.Stop()
+	w.store.Close()
+	bases, err := filepath.Glob(filepath.Join(w.dir, "replica", "*", "disks", "disk0", "base.raw"))
+	if err != nil || len(bases) != 1 {
+		t.Fatal(bases, err)
+	}
+	for _, spoil := range []func() error{
+		func() error { return os.Truncate(bases[0], 1<<20) },
+		func() error { return os.Remove(bases[0]) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		w.openStore()
+		why := w.replicaVM().Broken()
+		if !errors.Is(why, hrl.ErrDamaged) || !strings.Contains(why.Error(), bases[0]) {
+			t.Errorf("the VM is broken because of %v", why)
+		}
+		if _, err := w.replicaVM().OpenPoint(p, "disk0"); err == nil {
+			t.Error("a point over it was opened")
+		}
+		w.store.Close()
+	}
+	w.openStore()
 }

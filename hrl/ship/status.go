@@ -19,6 +19,7 @@ type seen struct {
 	logged   int64     // bytes the log had appended by the last cut
 	acked    int64     // and by the last one that was acknowledged
 	sent     int64     // bytes of layers that left, repeated ones too
+	damaged  string    // why the newest point cannot be relied on over there
 
 	copying   bool
 	copyStart time.Time
@@ -57,6 +58,12 @@ func (s *Shipper) noteAcked(point time.Time) {
 	defer s.mu.Unlock()
 	s.seen.caughtUp, s.seen.acked = point, s.seen.logged
 	s.seen.copyDone, s.seen.copyTotal = 0, 0
+}
+
+func (s *Shipper) noteDamaged(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen.damaged = why
 }
 
 func (s *Shipper) noteCopying(open int64) {
@@ -208,6 +215,9 @@ func (s *Shipper) judgeLocked(out *Status) {
 			health = HealthCritical
 		}
 		say(health, "%v", s.seen.err)
+	}
+	if s.seen.damaged != "" {
+		say(HealthCritical, "the newest point cannot be started: %s", s.seen.damaged)
 	}
 	switch {
 	case out.State == StateInitial || s.seen.copying:
