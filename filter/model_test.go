@@ -473,6 +473,15 @@ func (f *failingFS) Create(path string) (hrl.File, error) {
 	return &failingFile{g, f}, nil
 }
 
+// Edit is how a log takes up the spares that an earlier one has left.
+func (f *failingFS) Edit(path string) (hrl.File, error) {
+	g, err := f.FS.Edit(path)
+	if err != nil {
+		return nil, err
+	}
+	return &failingFile{g, f}, nil
+}
+
 type failingFile struct {
 	hrl.File
 	f *failingFS
