@@ -22,6 +22,7 @@ type Options struct {
 	// Latch is the file that keeps the error latch over restarts; empty: it
 	// is kept in memory alone.
 	Latch string
+	FS    hrl.FS // where Latch lies; nil: hrl.OS
 }
 
 // A Disk is a disk of a VM, by the name it has in the VM's log.
@@ -105,7 +106,10 @@ func New(dev blockdev.Device, o Options) (*Filter, error) {
 	f.flusher.sync = f.syncDisk
 	f.syncs.changed.L = &f.syncs.mu
 	f.groups.New = func() any { return newGroup(f) }
-	f.latch.path = o.Latch
+	f.latch.fs, f.latch.path = o.FS, o.Latch
+	if o.FS == nil {
+		f.latch.fs = hrl.OS
+	}
 	if err := f.latch.load(); err != nil {
 		return nil, fmt.Errorf("%s: %w", info.Name, err)
 	}

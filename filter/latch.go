@@ -4,17 +4,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"afterimage/hrl"
 )
 
 // A latch remembers that a sync of the disk failed (rule R9). Linux reports a
 // failed write-back once and then calls the pages clean: the next sync
 // succeeds without the data. So the first failure is final, whoever saw it.
 type latch struct {
+	fs   hrl.FS
 	path string // where it is kept; empty: in memory alone
 
 	mu     sync.Mutex
@@ -42,7 +45,7 @@ func (l *latch) load() error {
 	if l.path == "" {
 		return nil
 	}
-	b, err := os.ReadFile(l.path)
+	b, err := l.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -56,6 +59,23 @@ func (l *latch) load() error {
 	}
 	l.reason = e
 	return nil
+}
+
+// latchMax is longer than any record.
+const latchMax = 64 << 10
+
+func (l *latch) read() ([]byte, error) {
+	f, err := l.fs.Open(l.path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, latchMax)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return b[:n], nil
 }
 
 // err is why the disk must not be called durable, or nil.
@@ -93,21 +113,28 @@ func (l *latch) store(e *LatchedError) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
+	dir := filepath.Dir(l.path)
+	if err := l.fs.MkdirAll(dir); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := l.fs.Create(l.path)
+	if errors.Is(err, fs.ErrExist) {
+		f, err = l.fs.Edit(l.path)
+	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Write(b); err != nil {
+	if _, err := f.WriteAt(b, 0); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(l.path))
+	if err := l.fs.SyncDir(dir); err != nil {
+		return err
+	}
+	return l.fs.SyncDir(filepath.Dir(dir))
 }
 
 // clear forgets what is latched, durably first.
@@ -115,9 +142,9 @@ func (l *latch) clear() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.path != "" {
-		switch err := os.Remove(l.path); {
+		switch err := l.fs.Remove(l.path); {
 		case err == nil:
-			if err := syncDir(filepath.Dir(l.path)); err != nil {
+			if err := l.fs.SyncDir(filepath.Dir(l.path)); err != nil {
 				return err
 			}
 		case !errors.Is(err, fs.ErrNotExist):
@@ -126,13 +153,4 @@ func (l *latch) clear() error {
 	}
 	l.reason = nil
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

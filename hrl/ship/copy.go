@@ -180,11 +180,11 @@ func (c *copier) has(ctx context.Context) ([]bool, error) {
 }
 
 func (c *copier) begin() (err error) {
-	if err := hrl.OS.MkdirAll(c.s.spool); err != nil {
+	if err := c.s.opt.FS.MkdirAll(c.s.spool); err != nil {
 		return err
 	}
 	p := c.s.state.Acked.ID
-	c.w, err = hrl.NewLayerWriter(hrl.OS, c.s.spool, hrl.LayerInfo{
+	c.w, err = hrl.NewLayerWriter(c.s.opt.FS, c.s.spool, hrl.LayerInfo{
 		VM: c.s.opt.ID, Generation: c.s.state.Generation, PGeneration: p.Generation, Disk: c.d.Name,
 		P: position(p), Q: c.s.session.label, Size: c.d.Size(), Kind: hrl.CutCrash,
 	})

@@ -148,7 +148,7 @@ func (s *Shipper) cut(ctx context.Context) (*offer, error) {
 
 // build makes the layers of an offer.
 func (s *Shipper) build(ctx context.Context, o *offer) error {
-	if err := hrl.OS.MkdirAll(s.spool); err != nil {
+	if err := s.opt.FS.MkdirAll(s.spool); err != nil {
 		return err
 	}
 	// Without Span.After: a log that does not have the cut p lacks something.
@@ -170,7 +170,7 @@ func (s *Shipper) build(ctx context.Context, o *offer) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		file, err := segs.WriteLayer(hrl.OS, s.spool, hrl.LayerOptions{
+		file, err := segs.WriteLayer(s.opt.FS, s.spool, hrl.LayerOptions{
 			VM: s.opt.ID, Generation: s.state.Generation, PGeneration: s.state.Acked.ID.Generation,
 			Disk: d.Name, Span: span, CopiesBelow: true,
 		})
@@ -195,7 +195,7 @@ func (s *Shipper) build(ctx context.Context, o *offer) error {
 
 // addLayer adds what the log had of a disk to an offer.
 func (s *Shipper) addLayer(o *offer, disk string, file *hrl.LayerFile) error {
-	layer, err := hrl.OpenLayer(hrl.OS, file.Path)
+	layer, err := hrl.OpenLayer(s.opt.FS, file.Path)
 	if err != nil {
 		return err
 	}
@@ -293,7 +293,7 @@ func (s *Shipper) deliver(ctx context.Context, o *offer) error {
 
 // put sends a file of the spool.
 func (s *Shipper) put(ctx context.Context, f *spooled) error {
-	file, err := hrl.OS.Open(s.spoolPath(f.Digest))
+	file, err := s.opt.FS.Open(s.spoolPath(f.Digest))
 	if err != nil {
 		return err
 	}

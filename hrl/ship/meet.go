@@ -167,7 +167,7 @@ func (s *Shipper) giveUp(o *offer) error {
 // next start.
 func (s *Shipper) removeFiles(files []spooled) {
 	for _, f := range files {
-		_ = hrl.OS.Remove(s.spoolPath(f.Digest))
+		_ = s.opt.FS.Remove(s.spoolPath(f.Digest))
 	}
 }
 

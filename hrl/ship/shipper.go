@@ -40,6 +40,7 @@ type Options struct {
 	Name   string
 	Client *Client // the peer; the caller closes it
 
+	FS       hrl.FS // where LogDir lies; nil: hrl.OS
 	LogDir   string // gets the log and the layers that wait to be sent
 	LogQuota int64  // bytes of log; 0: no limit
 
@@ -129,6 +130,9 @@ func Start(ctx context.Context, o Options) (*Shipper, error) {
 	if o.Warn == nil {
 		o.Warn = slog.Default()
 	}
+	if o.FS == nil {
+		o.FS = hrl.OS
+	}
 	s := &Shipper{
 		opt: o, spool: filepath.Join(o.LogDir, "spool"), limit: rate.NewLimiter(rate.Inf, limitBurst), warn: o.Warn,
 		state: st, paused: o.Paused, wakeup: make(chan struct{}, 1), done: make(chan struct{}),
@@ -197,7 +201,7 @@ func (s *Shipper) dropOffers() {
 
 // sweepSpool removes what no offer names.
 func (s *Shipper) sweepSpool() error {
-	if err := hrl.OS.MkdirAll(s.spool); err != nil {
+	if err := s.opt.FS.MkdirAll(s.spool); err != nil {
 		return err
 	}
 	wanted := map[string]bool{}
@@ -206,13 +210,13 @@ func (s *Shipper) sweepSpool() error {
 			wanted[filepath.Base(s.spoolPath(f.Digest))] = true
 		}
 	}
-	names, err := hrl.OS.ReadDir(s.spool)
+	names, err := s.opt.FS.ReadDir(s.spool)
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
 		if !wanted[n] {
-			if err := hrl.OS.Remove(filepath.Join(s.spool, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := s.opt.FS.Remove(filepath.Join(s.spool, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}

@@ -34,6 +34,11 @@ type VMOptions struct {
 	AppendLimit time.Duration
 	// Warn is told what an operator has to know; nil: slog.Default().
 	Warn *slog.Logger
+	// FS is where logs, and what lies beside images, are; nil: hrl.OS.
+	FS hrl.FS
+	// Life tells one life of this host, and of what is mounted on it, from
+	// another; nil: the kernel is asked. The simulator has lives of its own.
+	Life func(logDir string) ([32]byte, error)
 
 	reopens bool // the operator has said that latched disks may be used again
 }
@@ -56,12 +61,18 @@ func OpenVM(ctx context.Context, o VMOptions) (*VM, error) {
 	if o.Warn == nil {
 		o.Warn = slog.Default()
 	}
+	if o.FS == nil {
+		o.FS = hrl.OS
+	}
+	if o.Life == nil {
+		o.Life = func(logDir string) ([32]byte, error) { return life(logDir, o.Disks) }
+	}
 	v := &VM{opt: o}
 	for _, d := range o.Disks {
 		latch, err := latchPath(&d)
 		if err == nil {
 			var f *filter.Filter
-			if f, err = filter.New(d.Device, filter.Options{Latch: latch, Warn: o.Warn}); err == nil {
+			if f, err = filter.New(d.Device, filter.Options{Latch: latch, FS: o.FS, Warn: o.Warn}); err == nil {
 				v.disks = append(v.disks, &filter.Disk{Filter: f, Name: d.Name})
 				if why := f.Latched(); why != nil && !o.reopens {
 					o.Warn.Warn("flushes of this disk will fail until it is reopened", "why", why)
@@ -113,7 +124,7 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 	if v.Log() != nil {
 		return nil, fmt.Errorf("VM %s is being logged already", v.opt.Name)
 	}
-	opt := hrl.Options{SegmentBytes: o.SegmentBytes, Quota: o.Quota, AppendLimit: v.opt.AppendLimit}
+	opt := hrl.Options{FS: v.opt.FS, SegmentBytes: o.SegmentBytes, Quota: o.Quota, AppendLimit: v.opt.AppendLimit}
 	if o.Quota > 0 {
 		opt.SegmentBytes, opt.Prewrite = segmentFor(o.Quota, o.SegmentBytes), true
 		opt.Reclaimed = func(s *hrl.BlockSet) {
@@ -126,7 +137,7 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 		}
 	}
 	var err error
-	if opt.Life, err = life(o.Dir, v.opt.Disks); err != nil {
+	if opt.Life, err = v.opt.Life(o.Dir); err != nil {
 		return nil, err
 	}
 	log, found, err := hrl.Open(o.Dir, opt)
