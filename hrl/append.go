@@ -194,6 +194,7 @@ func (l *Log) makeRoomLocked(o *op, entries int) error {
 func (l *Log) buildLocked(o *op) {
 	s := l.tail
 	o.seg, o.at, o.prev, o.last = s, s.end, s.prev, s.last
+	at := s.end + int64(len(s.pre))
 	if s.pre != nil {
 		o.bufs = append(o.bufs, s.pre)
 	}
@@ -233,9 +234,19 @@ func (l *Log) buildLocked(o *op) {
 			case KindCut:
 				g.section, g.epochSet = s.sec, l.touched
 				s.sec, l.touched = l.takeSectionLocked(), BlockSet{}
+				g.place = place{at: at, seq: s.last, prev: h.prev, sizes: l.sizesLocked()}
 			}
+			at += h.span()
 		}
 	}
+}
+
+func (l *Log) sizesLocked() []int64 {
+	sizes := make([]int64, len(l.disks))
+	for id, d := range l.disks {
+		sizes[id] = d.size
+	}
+	return sizes
 }
 
 // failLocked ends the tail after an append that failed or was abandoned, and

@@ -32,7 +32,7 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprintf("%dx4KiB", n), func(b *testing.B) {
 			// The quota makes the log recycle, as it does in use.
 			l, id, _ := benchLog(b, Options{
-				SegmentBytes: 64 << 20, Quota: 8 * 64 << 20, Prewrite: true, Reclaimed: func(*BlockSet) {},
+				SegmentBytes: 64 << 20, Quota: 8 * 64 << 20, Prewrite: true, Reclaimed: func(*BlockSet) error { return nil },
 			})
 			defer l.Abort()
 			g, at, data := NewGroup(), uint64(1), make([]byte, 4096)
@@ -52,7 +52,7 @@ func BenchmarkAppend(b *testing.B) {
 // BenchmarkAppendParallel is what several connections see.
 func BenchmarkAppendParallel(b *testing.B) {
 	l, id, _ := benchLog(b, Options{
-		SegmentBytes: 64 << 20, Quota: 8 * 64 << 20, Prewrite: true, Reclaimed: func(*BlockSet) {},
+		SegmentBytes: 64 << 20, Quota: 8 * 64 << 20, Prewrite: true, Reclaimed: func(*BlockSet) error { return nil },
 	})
 	defer l.Abort()
 	b.SetBytes(4096)
@@ -73,7 +73,7 @@ func BenchmarkCut(b *testing.B) {
 	for _, n := range []int{0, 1000} {
 		b.Run(fmt.Sprintf("after%d", n), func(b *testing.B) {
 			l, id, _ := benchLog(b, Options{
-				SegmentBytes: 64 << 20, Quota: 8 * 64 << 20, Prewrite: true, Reclaimed: func(*BlockSet) {},
+				SegmentBytes: 64 << 20, Quota: 8 * 64 << 20, Prewrite: true, Reclaimed: func(*BlockSet) error { return nil },
 			})
 			defer l.Abort()
 			g, at, data := NewGroup(), uint64(1), make([]byte, 512)
@@ -140,4 +140,60 @@ func BenchmarkLatest(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkBehind makes the layers of two disks, of a span of 4 MiB that lies behind a
+// fill of its segment, as each cycle of replication does.
+func BenchmarkBehind(b *testing.B) {
+	for _, fill := range []int{0, 28, 56} {
+		b.Run(fmt.Sprintf("fill%dMiB", fill), func(b *testing.B) {
+			l, _ := openTest(b, tempDir(b), Options{SegmentBytes: 64 << 20})
+			defer l.Abort()
+			disks := []string{"root", "data"}
+			for _, d := range disks {
+				if _, err := l.AddDisk(d, 64<<30); err != nil {
+					b.Fatal(err)
+				}
+			}
+			l.Recovered()
+			g, data := NewGroup(), make([]byte, 64<<10)
+			write := func(n int) {
+				for i := range n {
+					g.Reset()
+					g.Add(Entry{Kind: KindWrite, Disk: DiskID(i % 2), Off: int64(i) * 64 << 10, Len: 64 << 10, Data: data})
+					if err := l.Append(g); err != nil {
+						b.Fatal(err)
+					}
+					l.Finished(g)
+				}
+			}
+			cut := func() CutInfo {
+				c, err := l.Cut(CutCrash)
+				if err != nil {
+					b.Fatal(err)
+				}
+				return c
+			}
+			write(fill << 4)
+			p := cut()
+			write(4 << 4)
+			q := cut()
+			layers := tempDir(b)
+			for b.Loop() {
+				r, err := l.OpenBehind(p.Mark())
+				if err != nil {
+					b.Fatal(err)
+				}
+				for _, d := range disks {
+					_, err := r.WriteLayer(OS, layers, LayerOptions{Generation: 1, Disk: d, Span: Span{
+						P: Position{p.Incarnation, p.Epoch}, Q: Position{q.Incarnation, q.Epoch},
+					}})
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				r.Close()
+			}
+		})
+	}
 }

@@ -41,6 +41,7 @@ func (l *Log) Cut(kind CutKind) (CutInfo, error) {
 	l.epoch++
 	l.stats.Cuts++
 	g.seg.noted = append(g.seg.noted, g.section.set.Append(nil))
+	g.seg.notePlace(g.place)
 	l.mu.Unlock()
 	l.Finished(g) // only now: until it is noted the segment must not be reclaimed
 	info.Touched.AddSet(&g.epochSet)

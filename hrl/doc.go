@@ -15,7 +15,10 @@
 //	log.go       Open, incarnations, Close
 //	append.go    the appender, and the watchdog that lets go of a hung append
 //	segment.go   from spare to tail to sealed to spare again
+//	sync.go      making the log durable, and noting how far it is
+//	evidence.go  what a log is good for after a power cut
 //	release.go   what nothing needs any more; reading what lies behind a mark
+//	place.go     where cuts lie, so that such a reader need not look for them
 //	keeper.go    the goroutine that prepares, seals and writes behind
 //	cut.go       ending an epoch
 //	reader.go    segments and their frames, forwards and backwards

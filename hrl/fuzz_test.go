@@ -65,7 +65,7 @@ func readAll(t *testing.T, data []byte) {
 			t.Fatal("damage and no finding")
 		}
 		var set BlockSet
-		_ = r.touched(s, []diskState{{name: "root", size: 1 << 30}}, &set)
+		_ = r.touched(s, Mark{}, []diskState{{name: "root", size: 1 << 30}}, &set)
 		for id, d := range s.Disks {
 			windows := 0
 			_ = s.regions[id].windows(windowRegions, func(lo, hi int64) error { windows++; return nil })

@@ -31,7 +31,7 @@ func golden16(first byte) (b [16]byte) {
 }
 
 func goldenMeta() meta {
-	m := meta{state: metaOpen, count: 7, incarnation: 3, log: golden16(1), ordinal: 9}
+	m := meta{state: metaOpen, count: 7, incarnation: 3, log: golden16(1), ordinal: 9, begun: 8, synced: 7, syncedSeq: 123456, oldest: 4}
 	copy(m.life[:], "0123456789abcdef0123456789abcdef")
 	return m
 }

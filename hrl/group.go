@@ -30,6 +30,12 @@ func GapEntry(disk DiskID, off, length int64) Entry {
 	return Entry{Kind: KindGap, Disk: noDisk, Data: s.Append(nil)}
 }
 
+// GapsEntry is a GapEntry for a whole set. One that is too large for a frame becomes
+// one run for each disk, which holds all of it.
+func GapsEntry(set *BlockSet) Entry {
+	return Entry{Kind: KindGap, Disk: noDisk, Data: boundedSet(set, groupSpanMax/2)}
+}
+
 // ResizeEntry is an entry which says that the disk's size in bytes changed from
 // old to size. It stands for a zeroing of all between the two as well.
 func ResizeEntry(disk DiskID, old, size int64) Entry {
@@ -62,10 +68,11 @@ type Group struct {
 	wake  chan struct{} // tells a waiting group that it is done, or that it leads
 	heads [GroupMax][frameBytes]byte
 	span  int64 // bytes in the log
-	// Of a cut: what the epoch touched that seals have noted already, and the
-	// section that nothing has noted yet.
+	// Of a cut: what the epoch touched that seals have noted already, the
+	// section that nothing has noted yet, and where the frame lies.
 	epochSet BlockSet
 	section  *section
+	place    place
 }
 
 // NewGroup returns an empty group.
@@ -77,7 +84,7 @@ func NewGroup() *Group {
 func (g *Group) Reset() {
 	clear(g.Entries)
 	g.Entries = g.Entries[:0]
-	g.seg, g.err, g.lead, g.span, g.section, g.epochSet = nil, nil, false, 0, nil, BlockSet{}
+	g.seg, g.err, g.lead, g.span, g.section, g.epochSet, g.place = nil, nil, false, 0, nil, BlockSet{}, place{}
 }
 
 // Add adds an entry. It panics if there are GroupMax already.

@@ -22,6 +22,7 @@ type keeper struct {
 	watchers sync.WaitGroup // the watchdog
 
 	toSeal   []*segment // guarded by Log.mu
+	sealing  bool       // guarded by Log.mu: a seal is being written
 	toRemove []string   // guarded by Log.mu: segments that nothing needs any more
 	ended    bool       // guarded by Log.mu: it touches no file any more
 	names    uint64     // of segment files; the keeper's own
@@ -138,11 +139,15 @@ func (k *keeper) seal() {
 		}
 		s := k.toSeal[0]
 		k.toSeal = k.toSeal[:copy(k.toSeal, k.toSeal[1:])]
+		k.sealing = true
 		l.mu.Unlock()
 		// Without its seal a segment is still whole: it takes a scan to
 		// find its end. The error will come again at the sync in Close.
 		_ = s.writeSeal()
 		s.f.WriteBehind(0, s.size, true)
+		l.mu.Lock()
+		k.sealing = false
+		l.mu.Unlock()
 		k.closeSealed(s)
 	}
 }
@@ -252,7 +257,9 @@ func (k *keeper) shrink(spare *segment) {
 		disks := append([]diskState(nil), l.disks...)
 		l.mu.Unlock()
 		touched := s.touchedSet(l.fs, disks)
-		l.opt.Reclaimed(touched)
+		if k.giveUp(s, touched) != nil {
+			return
+		}
 		spare.lost.AddSet(touched)
 		spare.surplus = append(spare.surplus, s.path)
 		l.mu.Lock()
@@ -309,6 +316,36 @@ func (k *keeper) reclaimable() (*segment, error) {
 	return s, nil
 }
 
+// giveUp has what a segment's frames touched stored as gaps, durably, and notes that
+// the segment does not count any more. If that cannot be done it stays the oldest; the
+// next try is in a moment.
+func (k *keeper) giveUp(s *segment, touched *BlockSet) error {
+	l := k.l
+	err := l.opt.Reclaimed(touched)
+	if err == nil {
+		err = l.forgetBefore(k.oldest())
+	}
+	if err != nil {
+		l.mu.Lock()
+		l.sealed = slices.Insert(l.sealed, 0, s)
+		l.mu.Unlock()
+	}
+	return err
+}
+
+// oldest is the number of the oldest segment in the log, or of the next one.
+func (k *keeper) oldest() uint64 {
+	l := k.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range append(l.sealed[:len(l.sealed):len(l.sealed)], l.tail) {
+		if s != nil && !s.empty && s.head.ordinal > 0 {
+			return s.head.ordinal
+		}
+	}
+	return l.ordinal
+}
+
 // reuse makes a spare of a reclaimed segment. A file of an unfit size, left
 // when the options were others or cut off by an accident, is removed instead,
 // for which nil is returned.
@@ -318,7 +355,9 @@ func (k *keeper) reuse(s *segment) (*segment, error) {
 	disks := append([]diskState(nil), l.disks...)
 	l.mu.Unlock()
 	touched := s.touchedSet(l.fs, disks)
-	l.opt.Reclaimed(touched)
+	if err := k.giveUp(s, touched); err != nil {
+		return nil, err
+	}
 
 	f, err := l.fs.Edit(s.path)
 	var size int64
@@ -364,7 +403,7 @@ func (s *segment) touchedSet(fs FS, disks []diskState) *BlockSet {
 	}
 	if r, err := openSegments(fs, []string{s.path}); err == nil {
 		defer r.Close()
-		if len(r.Segments) == 1 && r.touched(r.Segments[0], disks, &set) == nil {
+		if len(r.Segments) == 1 && r.touched(r.Segments[0], Mark{}, disks, &set) == nil {
 			return &set
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,9 +26,10 @@ type Options struct {
 	// over it (new spares, and what its recovery logs) goes with the next roll.
 	Quota int64
 	// Reclaimed is called before the frames of a segment are given up, with
-	// the blocks they touched, so that the caller stores them as gaps first. It
-	// must be set if Quota is, and must not call the Log.
-	Reclaimed func(*BlockSet)
+	// the blocks they touched, so that the caller stores them as gaps first,
+	// durably; with an error they stay. It must be set if Quota is, and must not
+	// call the Log.
+	Reclaimed func(*BlockSet) error
 	// Prewrite writes a new segment full of zeroes before it is used, so that
 	// appends find their blocks allocated and written. It doubles what a
 	// segment costs the first time and saves at every later use, so it is for
@@ -112,6 +114,7 @@ type Log struct {
 	metaMu   sync.Mutex
 	meta     meta
 	recovery Recovery
+	first    uint64 // number of the first segment of this incarnation
 	known    []Disk // that earlier incarnations logged
 
 	keeper keeper
@@ -299,6 +302,8 @@ func (l *Log) adopt() error {
 			return s.Damage
 		}
 		seg := &segment{path: s.Path, size: s.head.size, head: s.head}
+		// What a killed process appended may still be in memory alone.
+		seg.unsynced = s.head.ordinal >= l.meta.synced
 		if s.head.log != l.meta.log && s.Damage == nil {
 			return fmt.Errorf("segment %s belongs to another log", s.Path)
 		}
@@ -313,6 +318,7 @@ func (l *Log) adopt() error {
 		l.recovery = RecoverPowerCut
 	}
 	l.begun = max(newest, l.meta.begun)
+	l.first = l.ordinal
 	for _, path := range a.unused {
 		seg, err := l.reopenSpare(path)
 		if err != nil {
@@ -384,10 +390,11 @@ func (l *Log) AddDisk(name string, size int64) (DiskID, error) {
 // name, with the sizes they had.
 func (l *Log) Known() []Disk { return l.known }
 
-// Recovered says that the recovery is done: what it found doubtful is in the log
-// as gaps, and the segments of earlier incarnations may be reclaimed. Until it
-// has returned, a power cut stays a power cut, however often the process is
-// killed and started again (RULES E4). With an error nothing has changed.
+// Recovered says that the recovery is done: what it found doubtful is durable as gaps,
+// and the segments of earlier incarnations may be reclaimed. Until it has returned, a
+// power cut stays a power cut, however often the process is killed and started again
+// (RULES E4); then what is older than this incarnation counts no more, and goes. With
+// an error nothing has changed.
 func (l *Log) Recovered() error {
 	l.metaMu.Lock()
 	err := l.settleLocked()
@@ -397,6 +404,9 @@ func (l *Log) Recovered() error {
 	}
 	l.mu.Lock()
 	l.readers--
+	if l.recovery == RecoverPowerCut {
+		l.needless = Mark{l.meta.incarnation, 0}
+	}
 	l.mu.Unlock()
 	l.keeper.kick()
 	return nil
@@ -407,10 +417,12 @@ func (l *Log) settleLocked() error {
 	if l.meta.state != metaDoubt {
 		return nil
 	}
-	l.meta.state = metaOpen
+	before := l.meta
+	l.meta.state, l.meta.oldest, l.meta.synced, l.meta.syncedSeq = metaOpen, l.first, 0, 0
 	err := writeMeta(l.metaFile, &l.meta)
 	if err != nil {
-		l.meta.state = metaDoubt
+		before.count = l.meta.count
+		l.meta = before
 	}
 	return err
 }
@@ -454,6 +466,17 @@ func (l *Log) Segments() (*Segments, error) {
 			return nil, err
 		}
 	}
+	l.metaMu.Lock()
+	oldest := l.meta.oldest
+	l.metaMu.Unlock()
+	// A power cut may have torn those that count no more.
+	r.Segments = slices.DeleteFunc(r.Segments, func(s *Segment) bool {
+		gone := s.Damage != nil && s.Ordinal > 0 && s.Ordinal < oldest
+		if gone {
+			s.f.Close()
+		}
+		return gone
+	})
 	r.sort()
 	return r, nil
 }
@@ -550,6 +573,13 @@ func (l *Log) close(clean bool) error {
 		default:
 			l.metaMu.Lock()
 			l.meta.state, l.meta.ordinal, l.meta.begun = metaClean, l.ordinal, l.begun
+			for _, s := range l.sealed {
+				if !s.empty && s.head.ordinal > l.meta.synced {
+					l.meta.synced, l.meta.syncedSeq = s.head.ordinal, s.last
+				} else if s.head.ordinal == l.meta.synced {
+					l.meta.syncedSeq = max(l.meta.syncedSeq, s.last)
+				}
+			}
 			err = writeMeta(l.metaFile, &l.meta)
 			l.metaMu.Unlock()
 		}

@@ -481,10 +481,11 @@ func TestQuota(t *testing.T) {
 	dir := tempDir(t)
 	var mu sync.Mutex
 	var given BlockSet
-	l, _ := openTest(t, dir, Options{Quota: 6 * minSegmentBytes, Prewrite: true, Reclaimed: func(s *BlockSet) {
+	l, _ := openTest(t, dir, Options{Quota: 6 * minSegmentBytes, Prewrite: true, Reclaimed: func(s *BlockSet) error {
 		mu.Lock()
 		given.AddSet(s)
 		mu.Unlock()
+		return nil
 	}})
 	data, err := l.AddDisk("data", 1<<30)
 	if err != nil {
@@ -592,8 +593,8 @@ func TestOpenRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		poke(t, path, 7, FormatVersion)
-		poke(t, filepath.Join(dir, metaName), 7, FormatVersion+1)
-		poke(t, filepath.Join(dir, metaName), metaPage+7, FormatVersion+1)
+		poke(t, filepath.Join(dir, metaName), 7, metaVersion+1)
+		poke(t, filepath.Join(dir, metaName), metaPage+7, metaVersion+1)
 		if _, _, err := Open(dir, Options{}); !errors.Is(err, ErrVersion) {
 			t.Fatal(err)
 		}

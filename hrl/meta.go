@@ -28,7 +28,12 @@ const metaName = "LOG"
 //	  80     8  ordinal  the next segment's, at least; valid in state 2
 //	  88     8  begun    the newest segment that was begun, as far as that was noted;
 //	                     0: not at all. A log whose segments end before it has lost some
-//	  96    32  zero
+//	  96     8  synced   number of the newest segment that a sync has made durable,
+//	                     those before it with it; 0: none
+//	 104     8  seq      up to which sequence number that one is durable
+//	 112     8  oldest   number of the oldest segment that counts: those before it
+//	                     were released or reclaimed; 0: not noted
+//	 120     8  zero
 type meta struct {
 	state       uint32
 	count       uint64
@@ -37,7 +42,13 @@ type meta struct {
 	life        [32]byte
 	ordinal     uint64
 	begun       uint64
+	synced      uint64
+	syncedSeq   uint64
+	oldest      uint64
 }
+
+// metaVersion is the version of LOG.
+const metaVersion = 2
 
 const (
 	metaOpen  = 1
@@ -53,7 +64,7 @@ var metaMagic = [7]byte{'A', 'I', 'M', '-', 'L', 'O', 'G'}
 func (m *meta) encode(b []byte) {
 	clear(b[:metaBytes])
 	copy(b, metaMagic[:])
-	b[7] = FormatVersion
+	b[7] = metaVersion
 	le := binary.LittleEndian
 	le.PutUint32(b[12:], m.state)
 	le.PutUint64(b[16:], m.count)
@@ -62,6 +73,9 @@ func (m *meta) encode(b []byte) {
 	copy(b[48:], m.life[:])
 	le.PutUint64(b[80:], m.ordinal)
 	le.PutUint64(b[88:], m.begun)
+	le.PutUint64(b[96:], m.synced)
+	le.PutUint64(b[104:], m.syncedSeq)
+	le.PutUint64(b[112:], m.oldest)
 	le.PutUint32(b[8:], crc32.Checksum(b[12:metaBytes], castagnoli))
 }
 
@@ -69,8 +83,8 @@ func (m *meta) decode(b []byte) error {
 	if [7]byte(b[:7]) != metaMagic {
 		return errors.New("not the LOG file of a replica log")
 	}
-	if b[7] != FormatVersion {
-		return fmt.Errorf("%w: version %d, this is %d", ErrVersion, b[7], FormatVersion)
+	if b[7] != metaVersion {
+		return fmt.Errorf("%w: version %d, this is %d", ErrVersion, b[7], metaVersion)
 	}
 	le := binary.LittleEndian
 	if le.Uint32(b[8:]) != crc32.Checksum(b[12:metaBytes], castagnoli) {
@@ -83,6 +97,9 @@ func (m *meta) decode(b []byte) error {
 	copy(m.life[:], b[48:])
 	m.ordinal = le.Uint64(b[80:])
 	m.begun = le.Uint64(b[88:])
+	m.synced = le.Uint64(b[96:])
+	m.syncedSeq = le.Uint64(b[104:])
+	m.oldest = le.Uint64(b[112:])
 	if m.state < metaOpen || m.state > metaDoubt {
 		return fmt.Errorf("state %d is unknown", m.state)
 	}

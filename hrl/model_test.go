@@ -269,7 +269,7 @@ func TestAppendRefuses(t *testing.T) {
 
 // TestOptions: what cannot work is refused before a file is made.
 func TestOptions(t *testing.T) {
-	given := func(*BlockSet) {}
+	given := func(*BlockSet) error { return nil }
 	for _, o := range []Options{
 		{SegmentBytes: minSegmentBytes - 4096}, {SegmentBytes: minSegmentBytes + 1}, {SegmentBytes: 2 * maxSegmentBytes},
 		{SegmentBytes: minSegmentBytes, Quota: 4 * minSegmentBytes, Reclaimed: given}, {Quota: 1 << 40}, {Spares: -1},

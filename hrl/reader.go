@@ -49,7 +49,12 @@ type Segment struct {
 	// firstCut and lastCut are epochs: what cut there is lies between them.
 	// Without one lastCut is 0, which is no epoch.
 	firstCut, lastCut uint64
+	newest            foundCut // the last cut before End; its epoch may be less than lastCut
 	f                 File
+
+	known *stretch // what an open log knows of it; nil: nothing
+	from  int64    // where the frames begin that are read
+	limit int64    // nothing is read from here on
 }
 
 // A Disk is a disk as a segment names it.
@@ -142,7 +147,7 @@ func (r *Segments) catchUp() error {
 		if s.Damage != nil || s.Sealed || next.Incarnation != s.Incarnation || next.AfterLoss || next.First == s.Last+1 {
 			continue
 		}
-		again := &Segment{Path: s.Path, f: s.f}
+		again := &Segment{Path: s.Path, f: s.f} // its log's knowledge is outdated
 		if again.readHeader() != nil {
 			continue
 		}
@@ -168,11 +173,17 @@ func (r *Segments) sort() {
 // add opens one file. named says that the user named it, so that it has to be
 // a segment.
 func (r *Segments) add(path string, named bool) error {
+	return r.addSegment(&Segment{Path: path}, named)
+}
+
+// addSegment is add for a segment of which something is known.
+func (r *Segments) addSegment(s *Segment, named bool) error {
+	path := s.Path
 	f, err := r.fs.Open(path)
 	if err != nil {
 		return err
 	}
-	s := &Segment{Path: path, f: f}
+	s.f = f
 	err = s.readHeader()
 	switch {
 	case errors.Is(err, errUnused) && !named, err == nil && s.head.state == segmentFree:
@@ -227,8 +238,8 @@ var scanPause = 2 * time.Millisecond // a variable so that fuzzing need not wait
 // alive: damage is what is found in the same place scanTries times.
 func (r *Segments) scanLive(s *Segment) (*Segment, error) {
 	for try, end := 1, int64(0); ; try++ {
-		if err := r.scan(s); err != nil || s.Damage == nil || s.Sealed {
-			return s, err
+		if err := r.scan(s); err != nil || s.Damage == nil || s.Sealed || s.known != nil {
+			return s, err // what is known to have been written is not being written
 		}
 		if s.End > end {
 			try, end = 1, s.End
@@ -262,6 +273,7 @@ func (s *Segment) readHeader() error {
 	s.Incarnation, s.Ordinal = s.head.incarnation, s.head.ordinal
 	s.First, s.Last = s.head.first, s.head.first-1
 	s.Created = time.Unix(0, s.head.created)
+	s.from, s.limit = headerBytes, s.head.size
 	s.AfterLoss = s.head.flags&segmentAfterLoss != 0
 	return nil
 }
@@ -301,9 +313,9 @@ type window struct {
 // what lies before is read ahead, else what lies behind.
 func (w *window) load(off, n int64, down bool) ([]byte, error) {
 	if off < w.off || off+n > w.off+w.n {
-		lo, hi := off, min(w.s.head.size, max(off+scanChunk, off+n))
+		lo, hi := off, min(w.s.limit, max(off+scanChunk, off+n))
 		if down {
-			lo, hi = max(headerBytes, min(off, off+n-scanChunk)), off+n
+			lo, hi = max(w.s.from, min(off, off+n-scanChunk)), off+n
 		}
 		if int64(len(w.r.buf)) < hi-lo {
 			w.r.buf = make([]byte, max(hi-lo, scanChunk))
@@ -353,8 +365,8 @@ func (w *window) frame(off, limit int64, down bool, want func(*frameHeader) bool
 	return h, p, nil
 }
 
-// scan goes through the segment's frames from the start and finds how far it is
-// good. A segment that was not sealed simply ends with its last good frame,
+// scan goes through the segment's frames, from the start or from where its log says,
+// and finds how far it is good. A segment that was not sealed simply ends with its last good frame,
 // unless good frames follow behind it: then what lies between is damage.
 func (r *Segments) scan(s *Segment) error {
 	size, err := s.f.Size()
@@ -362,20 +374,24 @@ func (r *Segments) scan(s *Segment) error {
 		return err
 	}
 	limit := min(size, s.head.size) - footerBytes
-	foot, sealed := s.readFooter()
-	if sealed {
+	var foot segmentFooter
+	sealed := false
+	if s.begin(); s.known != nil {
+		limit = min(limit, s.known.end)
+		s.limit = limit
+	} else if foot, sealed = s.readFooter(); sealed {
 		limit = min(limit, foot.end)
 	}
 	w := window{r: r, s: s}
-	off := int64(headerBytes)
+	off := s.from
 	var damage error
 	for off < limit {
 		h, p, err := w.frame(off, limit, false, nil)
 		if err == nil {
-			err = s.accept(h, p)
+			err = s.accept(h, p, off)
 		}
 		if err != nil {
-			if sealed || r.moreFrames(s, off+frameAlign, limit) {
+			if sealed || s.known != nil || r.moreFrames(s, off+frameAlign, limit) {
 				damage = err
 				s.Sealed = sealed
 			}
@@ -389,7 +405,7 @@ func (r *Segments) scan(s *Segment) error {
 			break
 		}
 	}
-	s.End = off
+	s.End, s.limit = off, off
 	switch {
 	case damage != nil:
 		s.Damage = &CorruptError{s.Path, off, damage}
@@ -426,7 +442,7 @@ func (s *Segment) Disk(name string) (DiskID, bool) {
 
 // accept checks that the frame can follow the one before it, and takes note of
 // what concerns the segment.
-func (s *Segment) accept(h *frameHeader, payload []byte) error {
+func (s *Segment) accept(h *frameHeader, payload []byte, off int64) error {
 	if h.prev != s.prev {
 		return fmt.Errorf("a frame after one of %d bytes says %d", s.prev, h.prev)
 	}
@@ -470,6 +486,11 @@ func (s *Segment) accept(h *frameHeader, payload []byte) error {
 			s.firstCut, s.lastCut = c.epoch, c.epoch
 		}
 		s.firstCut, s.lastCut = min(s.firstCut, c.epoch), max(s.lastCut, c.epoch)
+		s.newest.note(&c, off+h.span(), h.span())
+		s.newest.sizes = s.newest.sizes[:0]
+		for _, d := range s.Disks {
+			s.newest.sizes = append(s.newest.sizes, d.Size)
+		}
 	case KindGap:
 		err := eachRun(payload, func(disk DiskID, off, length int64) {
 			if int(disk) < len(s.Disks) {
@@ -504,7 +525,7 @@ func (r *Segments) readDisks(s *Segment) {
 	w := window{r: r, s: s}
 	for off := int64(headerBytes); ; {
 		h, p, err := w.frame(off, s.head.size, false, nil)
-		if err != nil || h.kind != KindDisk || s.accept(h, p) != nil {
+		if err != nil || h.kind != KindDisk || s.accept(h, p, off) != nil {
 			return
 		}
 		off += h.span()
@@ -531,7 +552,7 @@ func (r *Segments) moreFrames(s *Segment, off, limit int64) bool {
 func (r *Segments) Each(s *Segment, visit func(*Frame) error) error {
 	w := window{r: r, s: s}
 	var f Frame
-	for off := int64(headerBytes); off < s.End; {
+	for off := s.from; off < s.End; {
 		h, p, err := w.frame(off, s.End, false, nil)
 		if err != nil {
 			return &CorruptError{s.Path, off, err}
@@ -557,9 +578,9 @@ func (f *Frame) Cut() (epoch uint64, at time.Time, kind CutKind, err error) {
 	return c.epoch, time.Unix(0, c.time), c.kind, err
 }
 
-// touched adds to set what the segment's frames changed or named as lost, with
-// disks numbered as in disks.
-func (r *Segments) touched(s *Segment, disks []diskState, set *BlockSet) error {
+// touched adds to set what the segment's frames behind the mark changed or named as
+// lost, with disks numbered as in disks.
+func (r *Segments) touched(s *Segment, behind Mark, disks []diskState, set *BlockSet) error {
 	if s.Damage != nil {
 		return s.Damage
 	}
@@ -578,6 +599,9 @@ func (r *Segments) touched(s *Segment, disks []diskState, set *BlockSet) error {
 		}
 	}
 	return r.Each(s, func(f *Frame) error {
+		if (Mark{s.Incarnation, f.Seq}).before(behind) {
+			return nil
+		}
 		switch f.Kind {
 		case KindWrite, KindZero, KindCopy, KindResize:
 			add(f.Disk, f.Off, f.Len)

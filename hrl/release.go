@@ -36,7 +36,9 @@ func (l *Log) Release(m Mark) {
 }
 
 // OpenBehind opens the segments that hold what was logged behind the mark, for
-// reading while the log goes on: what is appended meanwhile is seen in part.
+// reading while the log goes on: of this incarnation what had been appended by then is
+// seen, no more, and in the mark's own segment what lies before it is not, as far as the
+// log knows where to begin. So the time it takes is for what lies behind the mark.
 // Until the caller closes them, no segment is given up, and none released that
 // may be among them.
 func (l *Log) OpenBehind(m Mark) (*Segments, error) {
@@ -46,10 +48,10 @@ func (l *Log) OpenBehind(m Mark) (*Segments, error) {
 	if l.tail != nil && l.tail.pre == nil {
 		all = append(all, l.tail)
 	}
-	var paths []string
+	var open []*Segment
 	for i, s := range all {
 		if !s.empty && !l.coversLocked(m, s, nextOf(all, i)) {
-			paths = append(paths, s.path)
+			open = append(open, &Segment{Path: s.path, known: l.stretchLocked(s, m)})
 		}
 	}
 	l.readers++
@@ -62,8 +64,8 @@ func (l *Log) OpenBehind(m Mark) (*Segments, error) {
 		l.keeper.kick()
 	}
 	l.mu.Unlock()
-	for _, p := range paths {
-		if err := r.add(p, false); err != nil {
+	for _, s := range open {
+		if err := r.addSegment(s, false); err != nil {
 			r.Close()
 			return nil, err
 		}
@@ -126,6 +128,14 @@ func (k *keeper) release() {
 		n := copy(l.sealed, l.sealed[1:])
 		l.sealed[n] = nil
 		l.sealed = l.sealed[:n]
+		l.mu.Unlock()
+		if l.forgetBefore(k.oldest()) != nil {
+			l.mu.Lock()
+			l.sealed = slices.Insert(l.sealed, 0, s)
+			l.mu.Unlock()
+			return // there will be another time
+		}
+		l.mu.Lock()
 		wanted := len(l.spares) < l.opt.Spares && s.size == l.opt.SegmentBytes
 		l.stats.Released++
 		l.mu.Unlock()

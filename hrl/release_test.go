@@ -17,7 +17,7 @@ func TestRelease(t *testing.T) {
 	for _, quota := range []int64{0, 64 << 20} {
 		dir, layers := tempDir(t), tempDir(t)
 		rng := rand.New(rand.NewPCG(7, uint64(quota)))
-		opt := Options{Quota: quota, Reclaimed: func(*BlockSet) { t.Error("a segment was reclaimed below the quota") }}
+		opt := Options{Quota: quota, Reclaimed: func(*BlockSet) error { t.Error("a segment was reclaimed below the quota"); return nil }}
 		l, _ := openTest(t, dir, opt)
 		h := newHistory(t, l, 5)
 		replica := blockdev.NewMem(testDisk)

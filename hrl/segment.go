@@ -28,7 +28,7 @@ type segment struct {
 	// seal, the keeper alone change it, under Log.mu.
 	head segmentHeader
 	seed uint32
-	end  int64  // bytes that count; the next frame goes here
+	end  int64  // bytes that count, without the seal; the next frame goes here
 	prev uint32 // bytes of the last frame
 	last uint64 // sequence number of the last sequenced frame
 	sec  *section
@@ -37,8 +37,9 @@ type segment struct {
 	// surplus are files of older segments whose frames lost names too: they are
 	// removed once pre is written.
 	surplus []string
-	broken  bool // an append failed: what lies behind end does not count
-	empty   bool // broken before it held anything
+	places  []place // of its cuts, in order
+	broken  bool    // an append failed: what lies behind end does not count
+	empty   bool    // broken before it held anything
 
 	unsynced    bool  // written since its last sync
 	outstanding int   // abandoned appends that may still write into it
@@ -82,7 +83,7 @@ func (l *Log) beginTailLocked() error {
 	s.seed = seed(&s.head.salt)
 	s.sec = l.takeSectionLocked()
 	s.end, s.prev, s.last, s.behind = 0, 0, l.seq, 0
-	s.broken, s.empty, s.touched, s.noted, s.unsynced = false, false, nil, nil, true
+	s.broken, s.empty, s.touched, s.noted, s.places, s.unsynced = false, false, nil, nil, nil, true
 	s.lost.AddSet(&l.lost)
 	s.surplus = append(s.surplus, l.surplus...)
 	l.lost, l.surplus = BlockSet{}, nil
@@ -215,9 +216,6 @@ func (s *segment) writeSeal() error {
 	var page [footerBytes]byte
 	foot := segmentFooter{seal: at, end: at + int64(len(b)), last: s.last}
 	foot.encode(&page, s.seed)
-	if _, err := s.f.WriteAt(page[:], s.size-footerBytes); err != nil {
-		return err
-	}
-	s.end = foot.end
-	return nil
+	_, err := s.f.WriteAt(page[:], s.size-footerBytes)
+	return err
 }

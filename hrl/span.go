@@ -52,7 +52,7 @@ type piece struct {
 
 // whole is all that counts of a segment.
 func whole(s *Segment) piece {
-	p := piece{s: s, from: headerBytes, end: s.End, last: int64(s.prev), sizes: make([]int64, len(s.Disks))}
+	p := piece{s: s, from: s.from, end: s.End, last: int64(s.prev), sizes: make([]int64, len(s.Disks))}
 	for i, d := range s.Disks {
 		p.sizes[i] = d.Size
 	}
@@ -62,9 +62,16 @@ func whole(s *Segment) piece {
 // A foundCut is a cut frame and where it lies.
 type foundCut struct {
 	index int // of its segment
-	piece     // from the segment's start to the cut's end
+	piece     // from where the segment is read to the cut's end
+	epoch uint64
 	time  time.Time
 	kind  CutKind
+}
+
+// note takes down a cut whose frame of span bytes ends at end.
+func (c *foundCut) note(p *cutPayload, end, span int64) {
+	c.end, c.last = end, span
+	c.epoch, c.time, c.kind = p.epoch, time.Unix(0, p.time), p.kind
 }
 
 // findCut looks for the cut at a position.
@@ -73,12 +80,17 @@ func (r *Segments) findCut(at Position) (*foundCut, error) {
 		if s.Incarnation != at.Incarnation || at.Epoch < s.firstCut || at.Epoch > s.lastCut {
 			continue
 		}
-		c := foundCut{index: i, piece: piece{s: s, from: headerBytes}}
+		if s.newest.epoch == at.Epoch {
+			c := s.newest // the usual one
+			c.index, c.s, c.from = i, s, s.from
+			return &c, nil
+		}
+		c := foundCut{index: i, piece: piece{s: s, from: s.from, sizes: s.startSizes()}}
 		want := func(h *frameHeader) bool {
 			return h.kind == KindCut || h.kind == KindDisk || h.kind == KindResize
 		}
 		w := window{r: r, s: s}
-		for off := int64(headerBytes); off < s.End; {
+		for off := s.from; off < s.End; {
 			h, p, err := w.frame(off, s.End, false, want)
 			if err != nil {
 				return nil, &CorruptError{s.Path, off, err}
@@ -95,8 +107,7 @@ func (r *Segments) findCut(at Position) (*foundCut, error) {
 					return nil, &CorruptError{s.Path, off - h.span(), err}
 				}
 				if cut.epoch == at.Epoch {
-					c.end, c.last = off, h.span()
-					c.time, c.kind = time.Unix(0, cut.time), cut.kind
+					c.note(&cut, off, h.span())
 					return &c, nil
 				}
 			}
@@ -125,12 +136,12 @@ func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
 	if q, err = r.findCut(span.Q); err != nil {
 		return nil, nil, nil, errors.Join(err, r.damage())
 	}
-	first, from := 0, int64(headerBytes)
+	first := 0
 	if begin != (Position{}) {
 		p, err = r.findCut(begin)
 		switch {
 		case err == nil:
-			first, from = p.index, p.end
+			first = p.index
 		case !errors.Is(err, ErrNoCut):
 			return nil, nil, nil, err
 		default:
@@ -149,6 +160,11 @@ func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
 			return nil, nil, nil, s.Damage
 		}
 	}
+	for i, s := range run {
+		if s.from != headerBytes && (i > 0 || p == nil) {
+			return nil, nil, nil, fmt.Errorf("%w %v, behind which the segments were opened", ErrNoCut, begin)
+		}
+	}
 	if f := (&Segments{Segments: run}).Verify(); len(f) > 0 {
 		return nil, nil, nil, &CorruptError{f[0].Segment, f[0].Off, errors.New(f[0].Problem)}
 	}
@@ -156,7 +172,9 @@ func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
 		out = append(out, whole(s))
 	}
 	out = append(out, q.piece)
-	out[0].from = from
+	if p != nil {
+		out[0].from = p.end
+	}
 	return out, p, q, nil
 }
 

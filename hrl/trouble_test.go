@@ -60,17 +60,18 @@ func TestReclaimWaitsForSeal(t *testing.T) {
 	var l *Log
 	var mu sync.Mutex
 	var given BlockSet
-	l, _ = openTest(t, dir, Options{Spares: 4, Quota: 5 * minSegmentBytes, Reclaimed: func(s *BlockSet) {
+	l, _ = openTest(t, dir, Options{Spares: 4, Quota: 5 * minSegmentBytes, Reclaimed: func(s *BlockSet) error {
 		mu.Lock()
 		given.AddSet(s)
 		mu.Unlock()
 		// Until the appender has used up all spares.
 		for range 200 {
 			if l.Stats().Spares == 0 {
-				return
+				break
 			}
 			time.Sleep(time.Millisecond)
 		}
+		return nil
 	}})
 	h := newHistory(t, l, 1)
 	data := make([]byte, PayloadMax)
@@ -476,7 +477,7 @@ func TestOddSegments(t *testing.T) {
 	}
 	l.Close()
 	var given BlockSet
-	l, _ = openTest(t, dir, Options{Quota: 6 * minSegmentBytes, Reclaimed: func(s *BlockSet) { given.AddSet(s) }})
+	l, _ = openTest(t, dir, Options{Quota: 6 * minSegmentBytes, Reclaimed: func(s *BlockSet) error { given.AddSet(s); return nil }})
 	h = newHistory(t, l, 1)
 	for i := range 40 {
 		h.writeUntilGood(2<<20, PayloadMax, byte(i))
@@ -601,7 +602,7 @@ func TestLiveReading(t *testing.T) {
 // TestUnfinishedIsKept: a segment is not used anew while a write logged in it
 // has not ended on the disk, and every use draws another salt.
 func TestUnfinishedIsKept(t *testing.T) {
-	l, _ := openTest(t, tempDir(t), Options{Quota: 5 * minSegmentBytes, Reclaimed: func(*BlockSet) {}})
+	l, _ := openTest(t, tempDir(t), Options{Quota: 5 * minSegmentBytes, Reclaimed: func(*BlockSet) error { return nil }})
 	defer l.Abort()
 	h := newHistory(t, l, 1)
 	open := NewGroup()
@@ -723,7 +724,7 @@ func TestQuotaOverRestarts(t *testing.T) {
 		return n
 	}
 	for start := range 12 {
-		l, _ := openTest(t, dir, Options{Quota: quota, Reclaimed: func(*BlockSet) {}})
+		l, _ := openTest(t, dir, Options{Quota: quota, Reclaimed: func(*BlockSet) error { return nil }})
 		// The recovery takes its time, in which nothing is given up.
 		eventually(t, "there are spares", func() bool { return l.Stats().Spares == 2 })
 		h := newHistory(t, l, 1)

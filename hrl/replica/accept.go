@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -77,17 +76,17 @@ func (s *Store) createVM(id wire.VMID, o *wire.Offer, sender string, quota int64
 	}
 	dir := filepath.Join(s.dir, id.String())
 	tmp := dir + newSuffix
-	if err := os.RemoveAll(tmp); err != nil {
+	if err := s.o.Host.RemoveAll(tmp); err != nil {
 		return err
 	}
 	if err := s.fillVM(tmp, st); err != nil {
-		return errors.Join(err, os.RemoveAll(tmp))
+		return errors.Join(err, s.o.Host.RemoveAll(tmp))
 	}
 	if err := s.o.FS.Rename(tmp, dir); err != nil {
 		return err
 	}
 	if err := s.o.FS.SyncDir(s.dir); err != nil {
-		return errors.Join(err, os.RemoveAll(dir)) // nobody has heard of it
+		return errors.Join(err, s.o.Host.RemoveAll(dir)) // nobody has heard of it
 	}
 	return nil
 }
@@ -125,7 +124,7 @@ func (s *Store) createDisk(dir string, st *state, disk string) error {
 
 // identify says beside an image whose it is, so that nobody else opens it.
 func (s *Store) identify(image string, st *state, disk string, role owner.Role, generation uint64) error {
-	return owner.Write(image, owner.Identity{VM: st.VM, Name: st.Name, Disk: disk, Role: role, Owner: s.dir, Generation: generation})
+	return s.o.Host.Identify(image, owner.Identity{VM: st.VM, Name: st.Name, Disk: disk, Role: role, Owner: s.dir, Generation: generation})
 }
 
 // renew takes what a host says of a VM that is known. The store's naming is held.

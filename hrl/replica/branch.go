@@ -2,7 +2,6 @@ package replica
 
 import (
 	"fmt"
-	"os"
 	"time"
 
 	"afterimage/blockdev"
@@ -57,7 +56,7 @@ func (v *VM) RemoveBranch(name string) error {
 		return err
 	}
 	v.store.kick()
-	return os.RemoveAll(v.runDir(r))
+	return v.store.o.Host.RemoveAll(v.runDir(r))
 }
 
 // OpenBranch opens a disk of a branch, for reading; one at a time.

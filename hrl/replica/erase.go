@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -51,7 +50,7 @@ func (v *VM) Erase() error {
 	s.mu.Lock()
 	delete(s.vms, v.id)
 	s.mu.Unlock()
-	return errors.Join(v.closeFiles(), os.RemoveAll(gone))
+	return errors.Join(v.closeFiles(), s.o.Host.RemoveAll(gone))
 }
 
 // mayErase closes the VM for everybody else, if it may be erased.

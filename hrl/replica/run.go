@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -239,11 +238,11 @@ func (v *VM) startLocked(rec *runRecord) (*Run, error) {
 	rec.Started = time.Now().UTC()
 	what := fmt.Sprintf("a failover of VM %s", st.Name)
 	if err := v.makeTops(st, rec); err != nil {
-		return nil, noRoom(what, errors.Join(fmt.Errorf("%s: make its tops: %w", what, err), os.RemoveAll(v.runDir(rec))))
+		return nil, noRoom(what, errors.Join(fmt.Errorf("%s: make its tops: %w", what, err), v.store.o.Host.RemoveAll(v.runDir(rec))))
 	}
 	r, err := v.openRun(rec)
 	if err != nil {
-		return nil, noRoom(what, errors.Join(fmt.Errorf("%s: %w", what, err), os.RemoveAll(v.runDir(rec))))
+		return nil, noRoom(what, errors.Join(fmt.Errorf("%s: %w", what, err), v.store.o.Host.RemoveAll(v.runDir(rec))))
 	}
 	if err := v.commitLocked(record{Kind: kindStarted, Run: rec}); err != nil {
 		return nil, errors.Join(err, r.Close())
@@ -394,5 +393,5 @@ func (v *VM) EndTest(name string) error {
 		return err
 	}
 	v.store.kick()
-	return os.RemoveAll(v.runDir(r))
+	return v.store.o.Host.RemoveAll(v.runDir(r))
 }

@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -23,7 +22,7 @@ func (v *VM) clearRunDir(dir string) error {
 			return fmt.Errorf("%s has what a guest wrote in a failover that the journal does not know: %w", dir, ErrExists)
 		}
 	}
-	return os.RemoveAll(dir)
+	return v.store.o.Host.RemoveAll(dir)
 }
 
 // dirWritten reports whether a top in the directory has been written.

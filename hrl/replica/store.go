@@ -24,8 +24,9 @@ const (
 // Options say how a store is opened.
 type Options struct {
 	// FS is the file system for journals, layers and checksums; nil: hrl.OS.
-	// Bases and tops are opened through package blockdev.
+	// Tops are opened through package blockdev, and bases by Host.
 	FS   hrl.FS
+	Host Host         // nil: this host
 	Warn *slog.Logger // nil: nobody is warned
 	// Life identifies boot and mounts of a path, for the tops of failovers (see
 	// blockdev.OpenTop); nil: the boot alone.
@@ -55,18 +56,24 @@ type Store struct {
 // in it. One that cannot be opened is listed as broken. Where another process has
 // the store, the error wraps hrl.ErrLocked.
 func Open(dir string, o Options) (*Store, error) {
-	return open(dir, o, openRaw)
+	return open(dir, o, nil)
 }
 
 func open(dir string, o Options, device openDevice) (*Store, error) {
 	if o.FS == nil {
 		o.FS = hrl.OS
 	}
+	if o.Host == nil {
+		o.Host = thisHost{}
+	}
 	if o.Warn == nil {
 		o.Warn = slog.New(slog.DiscardHandler)
 	}
 	if o.Life == nil {
 		o.Life = func(string) ([32]byte, error) { return bootLife(), nil }
+	}
+	if device == nil {
+		device = o.Host.OpenBase
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -134,7 +141,7 @@ func (s *Store) openVMs() error {
 			s.vms[vm] = s.openVM(vm)
 		case "."+suffix == newSuffix || "."+suffix == erasedSuffix:
 			// A VM that was not accepted yet, or is gone.
-			if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+			if err := s.o.Host.RemoveAll(filepath.Join(s.dir, name)); err != nil {
 				return err
 			}
 		}

@@ -81,6 +81,11 @@ func Dial(addr string, conf *tls.Config) *Client {
 // the certificates. It comes before the first question.
 func (c *Client) ExplainBy(f func(error) error) { c.explain = f }
 
+// DialBy has connections made by f. It comes before the first question.
+func (c *Client) DialBy(f func(ctx context.Context, network, addr string) (net.Conn, error)) {
+	c.transport.DialContext = f
+}
+
 // Addr returns the address that the client was made for.
 func (c *Client) Addr() string { return c.addr }
 

@@ -127,13 +127,14 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 	opt := hrl.Options{FS: v.opt.FS, SegmentBytes: o.SegmentBytes, Quota: o.Quota, AppendLimit: v.opt.AppendLimit}
 	if o.Quota > 0 {
 		opt.SegmentBytes, opt.Prewrite = segmentFor(o.Quota, o.SegmentBytes), true
-		opt.Reclaimed = func(s *hrl.BlockSet) {
+		opt.Reclaimed = func(s *hrl.BlockSet) error {
 			s.Runs(func(id hrl.DiskID, off, length int64) {
 				if int(id) < len(v.disks) {
 					d := v.disks[id]
 					d.AddGap(off, min(length, d.Size()-off))
 				}
 			})
+			return nil
 		}
 	}
 	var err error
