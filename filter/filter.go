@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"afterimage/blockdev"
+	"afterimage/filter/hot"
 	"afterimage/hrl"
 )
 
@@ -45,12 +46,16 @@ type Filter struct {
 	barrier sync.Mutex // held while the tee is changed
 	copying sync.Mutex // held by CopyGap: there is one watch of the locks
 	gaps    gapMap
-	latch   latch
-	flusher flusher
-	syncs   syncOrder
-	workers blockdev.Workers
-	groups  sync.Pool // *group
-	stats   counters
+	track   Tracking  // changed while nothing is logged
+	marking sync.Once // the map of hot extents has failed
+	// untracked says that something was written while nothing was logged.
+	untracked atomic.Bool
+	latch     latch
+	flusher   flusher
+	syncs     syncOrder
+	workers   blockdev.Workers
+	groups    sync.Pool // *group
+	stats     counters
 
 	warn   *slog.Logger
 	logBad atomic.Bool // the last append failed
@@ -64,6 +69,7 @@ type Filter struct {
 type tee struct {
 	log  *hrl.Log
 	disk hrl.DiskID
+	hot  *hot.Map // nil: nothing is marked
 }
 
 const (
@@ -139,6 +145,9 @@ func (f *Filter) Reopen() error { return f.latch.clear() }
 // long after the log had it: the log can vouch for nothing (RULES F6).
 func (f *Filter) syncFailed(why error) error {
 	first, err := f.latch.set(f.info.Name, why)
+	if h := f.track.Hot; h != nil {
+		h.Freeze()
+	}
 	if first {
 		f.gap(f.locks.teeNow(), 0, f.Size())
 	}
@@ -153,7 +162,7 @@ func (f *Filter) AttachLog(log *hrl.Log, disk hrl.DiskID) {
 	defer f.barrier.Unlock()
 	var t *tee
 	if log != nil {
-		t = &tee{log, disk}
+		t = &tee{log, disk, f.track.Hot}
 	}
 	f.locks.setTee(t)
 }
@@ -203,6 +212,9 @@ func (f *Filter) Resize(size int64) error {
 	if old == size {
 		return f.dev.Resize(size)
 	}
+	if err := f.growMaps(size); err != nil {
+		return fmt.Errorf("%s: %w", f.info.Name, err)
+	}
 	var logged *hrl.Group
 	if t != nil {
 		if logged = t.note(hrl.ResizeEntry(t.disk, old, size)); logged == nil {
@@ -220,7 +232,23 @@ func (f *Filter) Resize(size int64) error {
 	if logged != nil {
 		t.log.Finished(logged)
 	}
+	if err == nil {
+		err = f.gaps.resize(size) // what lies behind the end is no gap any more
+	}
 	return err
+}
+
+// growMaps makes room for what a larger disk has more, before anybody can write there.
+func (f *Filter) growMaps(size int64) error {
+	if size < f.dev.Size() {
+		return nil
+	}
+	if h := f.track.Hot; h != nil {
+		if err := h.Grow(size); err != nil {
+			return err
+		}
+	}
+	return f.gaps.resize(size)
 }
 
 // wholeDisk is the end of a lock on the whole disk, whatever its size.

@@ -109,9 +109,9 @@ func attach(t *testing.T, f *Filter, l *hrl.Log) {
 // over devices of any block size.
 func TestConformance(t *testing.T) {
 	disks := map[string]func() blockdev.Device{
-		"mem":  func() blockdev.Device { return blockdev.NewMem(4 << 20) },
-		"4kn":  func() blockdev.Device { return &coarse{Device: blockdev.NewMem(4 << 20)} },
-		"slow": func() blockdev.Device { return &coarse{Device: blockdev.NewMem(4 << 20), slow: true} },
+		"mem":  func() blockdev.Device { return blockdev.NewMem(1 << 20) },
+		"4kn":  func() blockdev.Device { return &coarse{Device: blockdev.NewMem(1 << 20)} },
+		"slow": func() blockdev.Device { return &coarse{Device: blockdev.NewMem(1 << 20), slow: true} },
 	}
 	for name, disk := range disks {
 		for _, tee := range []bool{false, true} {
@@ -462,7 +462,7 @@ func TestRecoverAfterKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := f.Recover(l, id, "root", rec, hrl.Mark{}, nil)
+		out, err := f.Recover(l, id, "root", Found{Log: rec}, nil)
 		if err != nil || rec != hrl.RecoverKill || out.AgainBytes != 4096-int64(torn)*1024 || out.GapBytes != 0 {
 			t.Fatalf("torn at %d KiB: %v %+v %v", torn, rec, out, err)
 		}
@@ -498,7 +498,7 @@ func TestRecoverAfterPowerCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := f.Recover(l, id, "root", rec, hrl.Mark{}, nil)
+	out, err := f.Recover(l, id, "root", Found{Log: rec}, nil)
 	if err != nil || out.Whole == nil || out.GapBytes != f.Size() || f.Stats().GapBytes != f.Size() {
 		t.Fatalf("%v %+v %v", rec, out, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"afterimage/blockdev"
+	"afterimage/filter/hot"
 	"afterimage/hrl"
 )
 
@@ -14,6 +15,8 @@ import (
 type group struct {
 	f *Filter
 	t *tee // the one its ranges were locked under; nil: nothing is logged
+	// hot has its writes counted in; nil: nothing is marked.
+	hot *hot.Map
 
 	writes []*blockdev.Request
 	locks  [blockdev.BatchMax]lock
@@ -46,7 +49,7 @@ func (g *group) reset() {
 	clear(g.later)
 	g.writes, g.reads, g.done, g.later = g.writes[:0], g.reads[:0], g.done[:0], g.later[:0]
 	g.log.Reset()
-	g.t, g.appended = nil, false
+	g.t, g.hot, g.appended = nil, nil, false
 }
 
 // Submit implements blockdev.Queue.
@@ -155,10 +158,24 @@ func (g *group) lock() {
 		return
 	}
 	g.t = f.locks.tryAll(g.locks[:n], g.took[:n])
+	if g.t != nil {
+		g.hot = g.t.hot
+	} else if !f.untracked.Load() {
+		f.untracked.Store(true)
+	}
 	keep := 0
 	for i, r := range g.writes {
 		if !g.took[i] {
 			f.stats.Conflicts.Add(1)
+			g.later = append(g.later, r)
+			continue
+		}
+		if g.hot != nil && !g.hot.Enter(r.Off, r.Len) {
+			// Its mark takes a sync: a worker waits for that (RULES A5).
+			g.hot.Leave(r.Off, r.Len)
+			f.locks.releaseOne(&g.locks[i])
+			g.took[i] = false
+			f.stats.Cold.Add(1)
 			g.later = append(g.later, r)
 			continue
 		}
@@ -237,6 +254,11 @@ func (g *group) finish() {
 	f.stats.WrittenBytes.Add(bytes)
 	if g.appended {
 		g.t.log.Finished(g.log)
+	}
+	if g.hot != nil {
+		for _, r := range g.writes {
+			g.hot.Leave(r.Off, r.Len)
+		}
 	}
 	f.locks.release(g.locks[:], g.took[:])
 	g.done = append(g.done, g.writes...)

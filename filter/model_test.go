@@ -143,7 +143,7 @@ func (m *model) check(t *testing.T) {
 	}
 }
 
-func stamp(b []byte, id uint64) {
+func stampBlock(b []byte, id uint64) {
 	for i := 0; i < len(b); i += 8 {
 		binary.LittleEndian.PutUint64(b[i:], id)
 	}
@@ -393,7 +393,7 @@ func modelClient(t *testing.T, m *model, do func([]*blockdev.Request), r *rand.R
 				req.Op = blockdev.OpWrite
 				ids[i] = m.ids.Add(1)
 				req.Buf = make([]byte, req.Len)
-				stamp(req.Buf, ids[i])
+				stampBlock(req.Buf, ids[i])
 				if p == 0 {
 					req.Flags = blockdev.FlagFUA
 				}

@@ -6,6 +6,9 @@ import (
 	"fmt"
 
 	"afterimage/blockdev"
+	"afterimage/filter/gap"
+	"afterimage/filter/hot"
+	"afterimage/filter/stamp"
 	"afterimage/hrl"
 )
 
@@ -18,57 +21,67 @@ type Recovered struct {
 	// Whole is why the log's frames could not be relied on, so that the whole
 	// disk is a gap; nil if they could.
 	Whole error `json:"-"`
+	// Evidence says that what the log has is no content, and that all it touched
+	// is a gap.
+	Evidence bool `json:"evidence"`
 }
 
-// Recover makes log and disk agree again after the log was opened, before it is
-// attached and anything is exported; found is what hrl.Open said, and name the
-// disk's in the log. The lock on the disk is held by the caller.
+// A Found is what there was when a disk and its log were opened.
+type Found struct {
+	Log hrl.Recovery
+	// Acked is the place up to which a replica has acknowledged the log: gaps and
+	// copies before it are healed.
+	Acked hrl.Mark
+	// Evidence says that what the log holds is no content, whatever Log is: it
+	// was so before, and no point has been acknowledged since.
+	Evidence bool
+	// Changed is what the log's frames behind Acked touched (hrl.Log.Evidence),
+	// ChangedErr why that is not known. They are needed after a power cut, and
+	// with Evidence.
+	Changed    *hrl.BlockSet
+	ChangedErr error
+
+	Hot   *hot.Found     // nil: there is no map of hot extents
+	Gaps  *gap.Found     // nil: there is no gap map
+	Image *stamp.Verdict // nil: nobody has looked whether others changed the image
+}
+
+// Recover makes disk and log agree before the disk is exported. The log is open and
+// knows the disk, which has been given its maps (Track) and is not attached to the log
+// yet. The disk is the truth and is never written.
 //
-// After a kill the disk may lack the newest frames, or have them in part: their
-// disk writes had not ended, and nobody was told that they had. So every range
-// the log names is read, and where the disk differs from its newest frame, the
-// disk's bytes are logged again (RULES E5). The disk is the truth and is never written.
+// After a kill, what the log's unrecycled frames touched is read and, where disk and
+// log differ, the disk's bytes are logged again (RULES E5).
 //
-// After anything else, if a segment is damaged, and if a sync of the disk failed,
-// frames prove nothing about the disk (rules R7 and R9): all of it becomes a gap, which the log is told too.
+// After a power cut frames are evidence and no content (rule R7): hot extents, and
+// whatever the frames touched, become gaps beside those there were.
+//
+// All of the disk becomes a gap where nothing tells what changed: a sync of it has
+// failed (rule R9), somebody else has changed the image (RULES D8), a map or what the
+// log had made durable is damaged or missing.
 //
 // A disk whose size is not what the log says was resized meanwhile; that is
 // logged.
 //
-// A crash during the recovery leaves the same log, perhaps with some ranges
-// logged again; the next one does it all once more.
-//
-// What lies before acked has got to the replica: gaps and copies there are healed.
-func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.Recovery, acked hrl.Mark, progress func(bytes int64)) (Recovered, error) {
-	out := Recovered{Found: found}
-	if found == hrl.RecoverNew {
+// Gaps are in the log as well when it returns, and durable when SyncGaps has. A crash
+// before that leaves the same log and the same marks; the next recovery does it all
+// once more.
+func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found Found, progress func(bytes int64)) (Recovered, error) {
+	out := Recovered{Found: found.Log}
+	if found.Log == hrl.RecoverNew {
 		return out, nil
 	}
-	a := &again{f: f, tee: &tee{log, disk}, out: &out, progress: progress}
+	a := &again{f: f, tee: &tee{log: log, disk: disk}, out: &out, progress: progress}
 	size := f.Size()
 	old, known := knownSize(log, name)
 	if known && old != size {
 		a.resized(old, size)
 	}
-	latched := f.latch.err()
-	switch {
-	case latched != nil:
-		out.Whole = latched
-	case found == hrl.RecoverPowerCut:
-		out.Whole = errors.New("the host stopped, or log or disk were mounted anew, while the log was open")
-	case found == hrl.RecoverKill:
-		segs, err := log.Segments()
-		if err != nil {
+	evidence := found.Evidence || found.Log == hrl.RecoverPowerCut
+	out.Whole = f.unknown(&found, evidence)
+	if out.Whole == nil && !evidence && found.Log == hrl.RecoverKill {
+		if err := a.reread(log, name, found.Acked); err != nil {
 			return out, err
-		}
-		defer segs.Close()
-		_, err = segs.LatestUnhealed(name, acked, a.compare)
-		switch {
-		case err == nil, errors.Is(err, hrl.ErrNoDisk): // nothing was ever logged of it
-		case errors.Is(err, hrl.ErrDamaged):
-			out.Whole = err
-		default:
-			return out, fmt.Errorf("compare %s with its log: %w", f.info.Name, err)
 		}
 	}
 	switch {
@@ -79,6 +92,14 @@ func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.R
 			// as if it could be relied on.
 			return out, fmt.Errorf("%w, and the log takes no note of that", out.Whole)
 		}
+	case evidence:
+		out.Evidence = true
+		if known && size > old {
+			f.gaps.add(old, size-old)
+		}
+		if err := a.evidence(&found); err != nil {
+			return out, err
+		}
 	case known && size > old:
 		// The log now says that what came anew is zero.
 		if err := a.compare(&hrl.Version{Kind: hrl.KindZero, Off: old, Len: size - old}); err != nil {
@@ -86,6 +107,93 @@ func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found hrl.R
 		}
 	}
 	return out, nil
+}
+
+// unknown is why nothing tells what has changed on the disk, or nil.
+func (f *Filter) unknown(found *Found, evidence bool) error {
+	if err := f.latch.err(); err != nil {
+		return err
+	}
+	if v := found.Image; v != nil && v.Compare {
+		return errors.New(v.Reason)
+	}
+	switch g := found.Gaps; {
+	case g == nil:
+	case g.Kind == gap.New:
+		return errors.New("the map of its gaps is gone")
+	case g.All:
+		return fmt.Errorf("the map of its gaps is damaged: %w", orUnknown(g.Why))
+	}
+	if found.Log == hrl.RecoverPowerCut {
+		switch h := found.Hot; {
+		case h == nil:
+			return errors.New("the host stopped, or log or disk were mounted anew, while the log was open")
+		case h.All:
+			return fmt.Errorf("after a power cut, or that log or disk were mounted anew, its map of hot extents cannot be used: %w", orUnknown(h.Why))
+		}
+	}
+	if evidence && found.ChangedErr != nil {
+		return found.ChangedErr
+	}
+	return nil
+}
+
+func orUnknown(err error) error {
+	if err == nil {
+		return errors.New("it is gone")
+	}
+	return err
+}
+
+// reread compares the disk with the log of a process that was killed.
+func (a *again) reread(log *hrl.Log, name string, acked hrl.Mark) error {
+	segs, err := log.Segments()
+	if err != nil {
+		return err
+	}
+	defer segs.Close()
+	_, err = segs.LatestUnhealed(name, acked, a.compare)
+	switch {
+	case err == nil, errors.Is(err, hrl.ErrNoDisk): // nothing was ever logged of it
+	case errors.Is(err, hrl.ErrDamaged):
+		a.out.Whole = err
+	default:
+		return fmt.Errorf("compare %s with its log: %w", a.f.info.Name, err)
+	}
+	return nil
+}
+
+// evidence makes gaps of all that may differ between disk, log and replica.
+func (a *again) evidence(found *Found) error {
+	var set hrl.BlockSet
+	size := a.f.Size()
+	add := func(off, length int64) { set.Add(a.tee.disk, off, min(length, size-off)) }
+	if found.Changed != nil {
+		found.Changed.Runs(func(d hrl.DiskID, off, length int64) {
+			if d == a.tee.disk {
+				add(off, length)
+			}
+		})
+	}
+	if found.Hot != nil && found.Log == hrl.RecoverPowerCut {
+		for _, e := range found.Hot.Hot {
+			add(e.Off, e.Len)
+		}
+	}
+	a.f.gaps.mu.Lock()
+	a.f.gaps.open.Runs(func(_ hrl.DiskID, off, length int64) { add(off, length) })
+	a.f.gaps.mu.Unlock()
+	set.Runs(func(_ hrl.DiskID, off, length int64) { a.f.gaps.add(off, length) })
+	a.out.GapBytes += set.Bytes()
+	if set.Empty() {
+		return nil
+	}
+	g := a.tee.note(hrl.GapsEntry(&set))
+	if g == nil {
+		return fmt.Errorf("%s: the log takes no note of its gaps", a.f.info.Name)
+	}
+	a.tee.log.Finished(g)
+	return nil
 }
 
 // knownSize is the size in bytes that the disk had in the log when it was last

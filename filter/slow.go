@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"afterimage/blockdev"
+	"afterimage/filter/hot"
 	"afterimage/hrl"
 )
 
@@ -80,6 +81,7 @@ type change struct {
 	r    *blockdev.Request
 	t    *tee
 	lock lock
+	hot  *hot.Map // it is counted in there; nil: nothing is marked
 
 	// parts are what is logged and done: the request itself, or, where it is
 	// not aligned, its head and tail as whole blocks and what is between.
@@ -136,6 +138,15 @@ func (c *change) run() {
 			f.stats.Errors.Add(1)
 			c.unlock()
 			return
+		}
+	}
+	switch {
+	case c.t == nil:
+		f.untracked.Store(true)
+	case c.t.hot != nil:
+		c.hot = c.t.hot
+		if !c.hot.Enter(c.lock.off, c.lock.end-c.lock.off) {
+			f.mark(c.hot, c.lock.off, c.lock.end-c.lock.off)
 		}
 	}
 	c.begin = blockdev.Monotonic()
@@ -334,6 +345,9 @@ func (c *change) noRoom(p *blockdev.Request) bool {
 }
 
 func (c *change) unlock() {
+	if c.hot != nil {
+		c.hot.Leave(c.lock.off, c.lock.end-c.lock.off)
+	}
 	c.f.locks.releaseOne(&c.lock)
 	c.f.completeOne(c.r)
 }

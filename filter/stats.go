@@ -3,6 +3,8 @@ package filter
 import (
 	"math/bits"
 	"sync/atomic"
+
+	"afterimage/filter/hot"
 )
 
 // A Histogram counts durations by powers of two.
@@ -59,9 +61,10 @@ type counters struct {
 	Waited                                atomic.Int64 // requests that went to a worker
 	Conflicts                             atomic.Int64 // of those, because their range was locked
 	Dropped                               atomic.Int64 // never begun: their client had gone
+	Cold                                  atomic.Int64 // of those, because an extent was not marked
 	Errors                                atomic.Int64 // of the disk
 
-	Lock, Append, Disk, Read, Flush Histogram
+	Lock, Mark, Append, Disk, Read, Flush Histogram
 }
 
 // Stats are a Filter's counts since it was made.
@@ -76,27 +79,36 @@ type Stats struct {
 	Batches      int64 `json:"write_batches"`
 	Waited       int64 `json:"requests_by_workers"`
 	Conflicts    int64 `json:"conflicts"`
+	Cold         int64 `json:"cold_writes"`
 	Dropped      int64 `json:"dropped_requests"`
 	DiskErrors   int64 `json:"disk_errors"`
 	GapBytes     int64 `json:"gap_bytes"`
+
+	// Hot is nil without a map of hot extents.
+	Hot *hot.Stats `json:"hot,omitempty"`
 
 	Stages map[string]StageStats `json:"stages"`
 }
 
 // Stats returns the counts so far. The stages are "lock" (waiting for a
-// range), "append" (to the log), "disk" (writes), "read" and "flush".
+// range), "mark" (of cold extents), "append" (to the log), "disk" (writes), "read" and "flush".
 func (f *Filter) Stats() Stats {
 	c := &f.stats
 	gap, _ := f.gaps.bytes()
-	return Stats{
+	out := Stats{
 		Reads: c.Reads.Load(), Writes: c.Writes.Load(), WriteZeroes: c.Zeroes.Load(),
 		Trims: c.Trims.Load(), Flushes: c.Flushes.Load(),
 		ReadBytes: c.ReadBytes.Load(), WrittenBytes: c.WrittenBytes.Load(),
-		Batches: c.Batches.Load(), Waited: c.Waited.Load(), Conflicts: c.Conflicts.Load(),
+		Batches: c.Batches.Load(), Waited: c.Waited.Load(), Conflicts: c.Conflicts.Load(), Cold: c.Cold.Load(),
 		Dropped: c.Dropped.Load(), DiskErrors: c.Errors.Load(), GapBytes: gap,
 		Stages: map[string]StageStats{
-			"lock": c.Lock.Stats(), "append": c.Append.Stats(), "disk": c.Disk.Stats(),
+			"lock": c.Lock.Stats(), "mark": c.Mark.Stats(), "append": c.Append.Stats(), "disk": c.Disk.Stats(),
 			"read": c.Read.Stats(), "flush": c.Flush.Stats(),
 		},
 	}
+	if h := f.track.Hot; h != nil {
+		s := h.Stats()
+		out.Hot = &s
+	}
+	return out
 }

@@ -195,7 +195,7 @@ func TestLatchAndLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := d.Recover(l, id, "root", rec, hrl.Mark{}, nil)
+		out, err := d.Recover(l, id, "root", Found{Log: rec}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -276,7 +276,7 @@ func TestRecoverResized(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if out, err := f.Recover(l, id, "root", rec, hrl.Mark{}, nil); err != nil || out.GapBytes != 0 {
+			if out, err := f.Recover(l, id, "root", Found{Log: rec}, nil); err != nil || out.GapBytes != 0 {
 				t.Fatalf("%+v %v", out, err)
 			}
 			if err := l.Recovered(); err != nil {
@@ -338,7 +338,7 @@ func TestRecoverCannotSay(t *testing.T) {
 			}
 			fsys.set(syscall.EIO, nil)
 		}
-		out, err := f.Recover(l, id, "root", rec, hrl.Mark{}, nil)
+		out, err := f.Recover(l, id, "root", Found{Log: rec}, nil)
 		if (err == nil) != (try == 1) || out.Whole == nil {
 			t.Fatalf("try %d: %+v %v", try, out, err)
 		}

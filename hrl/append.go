@@ -226,7 +226,7 @@ func (l *Log) buildLocked(o *op) {
 			case KindResize:
 				l.disks[e.Disk].size = int64(binary.LittleEndian.Uint64(e.Data))
 				fallthrough
-			case KindWrite, KindZero, KindCopy:
+			case KindWrite, KindZero:
 				s.sec.set.Add(e.Disk, e.Off, e.Len)
 			case KindGap:
 				s.noted = append(s.noted, bytes.Clone(e.Data))

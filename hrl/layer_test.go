@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 var _ blockdev.Layered = (*Layer)(nil)
@@ -155,7 +156,7 @@ func sameDisk(t *testing.T, what string, d blockdev.Device, want []byte) {
 // of the disk at the one cut the disk at the other, stacked and folded.
 func TestLayerModel(t *testing.T) {
 	defer func(n int) { refsMax = n }(refsMax)
-	for seed := range uint64(2) {
+	for seed := range uint64(testenv.Rounds(2, 2)) {
 		refsMax = []int{1 << 20, 20}[seed%2]
 		m := spanHistory(t, seed, 5)
 		r := mustOpen(t, m.dir)

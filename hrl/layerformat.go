@@ -1,6 +1,7 @@
 package hrl
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -154,13 +155,10 @@ func (l *LayerInfo) check() error {
 	return nil
 }
 
+// zeroes reports whether b is zero throughout: then each byte is what the one before
+// it is, which is compared as memory is.
 func zeroes(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // layerFrame stands before stored data, little-endian:

@@ -115,7 +115,10 @@ type Log struct {
 	meta     meta
 	recovery Recovery
 	first    uint64 // number of the first segment of this incarnation
-	known    []Disk // that earlier incarnations logged
+	// lacks is what of the oldest part was missing when the log was opened although it
+	// was not given up. Guarded by metaMu.
+	lacks error
+	known []Disk // that earlier incarnations logged
 
 	keeper keeper
 
@@ -317,6 +320,12 @@ func (l *Log) adopt() error {
 		// nothing, as after a power cut.
 		l.recovery = RecoverPowerCut
 	}
+	if len(l.sealed) > 0 && l.recovery != RecoverNew {
+		o := l.sealed[0].head.ordinal
+		if oldest := max(l.meta.oldest, 1); o > oldest && l.sealed[0].head.flags&segmentAfterLoss == 0 {
+			l.lacks = fmt.Errorf("%w: its oldest segment is number %d, not %d", ErrDamaged, o, oldest)
+		}
+	}
 	l.begun = max(newest, l.meta.begun)
 	l.first = l.ordinal
 	for _, path := range a.unused {
@@ -417,6 +426,7 @@ func (l *Log) settleLocked() error {
 	if l.meta.state != metaDoubt {
 		return nil
 	}
+	l.lacks = nil
 	before := l.meta
 	l.meta.state, l.meta.oldest, l.meta.synced, l.meta.syncedSeq = metaOpen, l.first, 0, 0
 	err := writeMeta(l.metaFile, &l.meta)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 const testDisk = 4 << 20
@@ -341,7 +342,8 @@ func TestTornTail(t *testing.T) {
 func TestFailEveryOperation(t *testing.T) {
 	for _, mode := range []string{"once", "sticky", "short"} {
 		t.Run(mode, func(t *testing.T) {
-			for k, fired := 1, true; fired; k++ {
+			k, by := testenv.Every(t, 3)
+			for fired := true; fired; k += by {
 				fired = failNth(t, k, mode)
 			}
 		})

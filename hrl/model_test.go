@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"afterimage/blockdev"
+	"afterimage/internal/testenv"
 )
 
 // TestLatestModel: over random histories of everything that can happen to a
 // disk, Latest gives each byte once, and what a naive replay forwards gives.
 func TestLatestModel(t *testing.T) {
 	const most = 3 * regionBytes // so that pages and their edges matter
-	for seed := range uint64(8) {
+	for seed := range uint64(testenv.Rounds(8, 2)) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		fill := rand.NewChaCha8([32]byte{byte(seed)})
 		dir := tempDir(t)

@@ -533,16 +533,27 @@ func (r *Segments) readDisks(s *Segment) {
 	}
 }
 
+// emptyChunk is how much is looked at together for whether there is anything, a
+// multiple of frameAlign.
+const emptyChunk = 4096
+
 // moreFrames reports whether a good frame begins anywhere in [off, limit).
 func (r *Segments) moreFrames(s *Segment, off, limit int64) bool {
 	w := window{r: r, s: s}
-	for ; off+frameBytes <= limit; off += frameAlign {
-		b, err := w.load(off, frameBytes, false)
+	for ; off+frameBytes <= limit; off += emptyChunk {
+		b, err := w.load(off, min(limit-off, emptyChunk+frameBytes), false)
 		if err != nil {
 			return false
 		}
-		if frameAt(b, s.seed) {
-			return true
+		// A frame's header does not begin with zeroes, and a new segment is full of them.
+		step := b[:min(len(b), emptyChunk)]
+		if zeroes(step) {
+			continue
+		}
+		for i := 0; i < len(step) && i+frameBytes <= len(b); i += frameAlign {
+			if frameAt(b[i:], s.seed) {
+				return true
+			}
 		}
 	}
 	return false

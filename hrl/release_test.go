@@ -24,7 +24,7 @@ func TestRelease(t *testing.T) {
 		var p Position
 		var acked Mark
 		released := int64(0)
-		for range 40 {
+		for range testenv.Rounds(40, 20) {
 			h.steps(40 + rng.IntN(60))
 			if rng.IntN(4) == 0 {
 				released += l.Stats().Released

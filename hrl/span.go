@@ -42,6 +42,9 @@ type Span struct {
 // ErrNoCut says that segments do not hold a cut.
 var ErrNoCut = errors.New("the log has no cut")
 
+// ErrTooOld says, beside ErrNoCut, that it is the cut at which a span begins.
+var ErrTooOld = errors.New("the log does not reach back so far")
+
 // A piece is the part of a segment that lies in a span.
 type piece struct {
 	s         *Segment
@@ -146,7 +149,7 @@ func (r *Segments) pieces(span Span) (out []piece, p, q *foundCut, err error) {
 			return nil, nil, nil, err
 		default:
 			if first = r.behind(begin, span.After); first < 0 {
-				return nil, nil, nil, errors.Join(err, r.damage())
+				return nil, nil, nil, errors.Join(ErrTooOld, err, r.damage())
 			}
 		}
 	}

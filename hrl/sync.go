@@ -141,28 +141,19 @@ func (l *Log) Unsynced() *BlockSet {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := &BlockSet{}
-	add := func(s *segment) {
+	for _, s := range l.sealed {
 		switch {
-		case s.sec != nil:
-			out.AddSet(&s.sec.set)
-		case s.touched != nil:
-			_ = eachRun(s.touched, out.Add) // made by BlockSet.Append
-		default: // of an earlier incarnation: it would have to be read
+		case !s.unsynced || s.empty:
+		case s.touched == nil: // of an earlier incarnation: it would have to be read
 			for id, d := range l.disks {
 				out.Add(DiskID(id), 0, d.size)
 			}
-		}
-		for _, b := range s.noted {
-			_ = eachRun(b, out.Add)
-		}
-	}
-	for _, s := range l.sealed {
-		if s.unsynced && !s.empty {
-			add(s)
+		default:
+			s.addTouched(out)
 		}
 	}
 	if l.tail != nil {
-		add(l.tail)
+		l.tail.addTouched(out)
 	}
 	return out
 }

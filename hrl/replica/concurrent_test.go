@@ -16,6 +16,7 @@ import (
 	"afterimage/blockdev"
 	"afterimage/hrl"
 	"afterimage/hrl/wire"
+	"afterimage/internal/testenv"
 )
 
 // TestConcurrent opens, reads and compares points from several goroutines while
@@ -76,7 +77,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		}
 	})
-	for range 60 {
+	for range testenv.Rounds(60, 30) {
 		for _, d := range p.order {
 			p.write(d)
 		}

@@ -222,9 +222,10 @@ func TestBaseDamage(t *testing.T) {
 	must(t, v.Verify(t.Context(), third[0], nil))
 	d[0]++
 	fourth := p.point()
+	// Pinned before the keeper may retire it.
+	must(t, v.Pin(second.ID, true))
 	must(t, p.send(v, fourth))
 	// Fold the second one into it: the block stays bad, for the second.
-	must(t, v.Pin(second.ID, true))
 	settle(t, v)
 	if got := v.current().Base; got != second.ID {
 		t.Fatalf("the base is at %v", got)

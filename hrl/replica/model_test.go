@@ -8,6 +8,7 @@ import (
 
 	"afterimage/blockdev"
 	"afterimage/hrl/wire"
+	"afterimage/internal/testenv"
 )
 
 // An opened is a disk of a point that a test holds open.
@@ -41,7 +42,7 @@ type model struct {
 // TestModel does at random what a replica is there for, and after each step
 // compares every point that is listed with what the primary had then.
 func TestModel(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(testenv.Rounds(12, 3)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := &model{primary: newPrimary(t, seed, "root"), dir: tempDir(t), keep: 3, pinned: map[wire.PointID]bool{}}
 			m.reopen()

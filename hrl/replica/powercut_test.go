@@ -9,6 +9,7 @@ import (
 
 	"afterimage/blockdev"
 	"afterimage/hrl/wire"
+	"afterimage/internal/testenv"
 )
 
 // An acknowledged is what a primary, or an operator, was told so far.
@@ -32,7 +33,7 @@ type cut struct {
 // receiving, listing, folding, and of failovers. What was acknowledged is there
 // afterwards, what is listed is right, and the store goes on from there.
 func TestPowerCut(t *testing.T) {
-	for seed := range uint64(10) {
+	for seed := range uint64(testenv.Rounds(6, 2)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { cutPower(t, seed) })
 	}
 }

@@ -307,6 +307,7 @@ func always(cert tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Certif
 // made to wait by this host, is not taken for it.
 func TestSilence(t *testing.T) {
 	t.Run("hung", func(t *testing.T) {
+		t.Parallel() // they wait
 		p := newPair(t, nil)
 		p.c.SetSilence(50 * time.Millisecond)
 		p.line.Kill()
@@ -321,6 +322,7 @@ func TestSilence(t *testing.T) {
 		}
 	})
 	t.Run("hung in a piece", func(t *testing.T) {
+		t.Parallel() // they wait
 		p := newPair(t, nil)
 		p.c.SetSilence(500 * time.Millisecond)
 		data, digest := aLayer(wire.PieceMax)
@@ -335,6 +337,7 @@ func TestSilence(t *testing.T) {
 		}
 	})
 	t.Run("slow", func(t *testing.T) {
+		t.Parallel() // they wait
 		p := newPair(t, func(o *servertest.Options) { o.PulseEvery = 10 * time.Millisecond })
 		p.c.SetSilence(time.Second)
 		p.fake.Fault = func(op string) error {

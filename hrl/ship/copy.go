@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"slices"
 
 	"afterimage/blockdev"
 	"afterimage/filter"
@@ -208,7 +209,10 @@ func (c *copier) ship(ctx context.Context) error {
 		return err
 	}
 	ses := c.s.session
-	ses.copies[c.d.Name] = append(ses.copies[c.d.Name], f.Digest)
+	// The same blocks with the same bytes, copied twice, are one file. It covers all
+	// that it covered before, so it counts where it came last.
+	mine := slices.DeleteFunc(ses.copies[c.d.Name], func(d string) bool { return d == f.Digest })
+	ses.copies[c.d.Name] = append(mine, f.Digest)
 	if ses.sent[c.d.Name] == nil {
 		ses.sent[c.d.Name] = &hrl.BlockSet{}
 	}

@@ -58,8 +58,13 @@ func (s *Shipper) round(ctx context.Context) (caughtUp bool, err error) {
 		}
 	}
 	for {
-		if s.needWhole {
+		switch {
+		case s.needWhole:
 			if err := s.gapAll(); err != nil {
+				return false, err
+			}
+		case s.needCollapse:
+			if err := s.collapse(); err != nil {
 				return false, err
 			}
 		}
@@ -101,7 +106,50 @@ func (s *Shipper) gapAll() error {
 	}
 	s.session = newSession(&cut)
 	s.session.from, s.session.mark = s.session.label, cut.Mark()
-	s.needWhole = false
+	s.needWhole, s.needCollapse = false, false
+	return nil
+}
+
+// collapse makes gaps of all that the log has touched since the newest point, and begins
+// a session that reads it only from a cut on: its content cannot be relied on (rule R7),
+// or its oldest part was given up, and is a gap already. What was logged between the
+// cut and the gaps is both, which costs a copy. What a session has copied stays so
+// where nothing was written since, for its bytes are over there (RULES G4).
+func (s *Shipper) collapse() error {
+	if !s.state.Evidence {
+		s.state.Evidence = true
+		if err := s.save(); err != nil {
+			return err
+		}
+	}
+	log := s.opt.VM.Log()
+	cut, err := log.Cut(hrl.CutCrash)
+	if err != nil {
+		return err
+	}
+	behind := s.state.AckedMark
+	if s.session != nil && s.session.mark != (hrl.Mark{}) {
+		behind = s.session.mark
+	}
+	touched, err := log.Evidence(behind)
+	if err != nil {
+		if !errors.Is(err, hrl.ErrDamaged) {
+			return err
+		}
+		s.warn.Warn("the log does not have all that changed: the disks are compared", "log", s.logDir(), "why", err)
+		return s.gapAll()
+	}
+	disks := s.opt.VM.Disks()
+	touched.Runs(func(id hrl.DiskID, off, length int64) {
+		if d := disks[id]; off < d.Size() {
+			d.AddGap(off, min(length, d.Size()-off))
+		}
+	})
+	if s.session == nil {
+		s.session = newSession(&cut)
+	}
+	s.session.from, s.session.mark = hrl.Position{Incarnation: cut.Incarnation, Epoch: cut.Epoch}, cut.Mark()
+	s.needCollapse = false
 	return nil
 }
 
@@ -238,6 +286,12 @@ func (s *Shipper) explain(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &gaps):
 		return errAgain
+	case errors.Is(err, hrl.ErrTooOld) && !errors.Is(err, hrl.ErrDamaged):
+		// Its oldest part was given up at the quota: what that touched is a gap. Should
+		// it be missing for another reason, collapse finds out.
+		s.warn.Warn("the log has given up its oldest part: what it touched is copied", "log", s.logDir(), "why", err)
+		s.needCollapse = true
+		return errAgain
 	case errors.Is(err, fs.ErrNotExist), s.session != nil && s.session.from != (hrl.Position{}) && unreadable(err):
 		// Somebody has removed it under us, or its open segment is damaged, so that
 		// not even what was logged a moment ago can be read. What is appended goes
@@ -308,14 +362,14 @@ func (s *Shipper) acknowledge(o *offer) error {
 	s.state.Acked, s.state.AckedMark, s.state.Offers = o.Point, o.Mark, nil
 	s.state.Totals.add(o.Totals)
 	if !o.Dropped {
-		s.state.Whole = false
+		s.state.Whole, s.state.Evidence = false, false
 	}
 	if err := s.save(); err != nil {
 		s.state = before
 		return err
 	}
 	if !o.Dropped {
-		s.needWhole = false
+		s.needWhole, s.needCollapse = false, false
 	}
 	if s.sealed == o.Point.ID {
 		for _, d := range s.opt.VM.Disks() {

@@ -111,7 +111,7 @@ func (s *Shipper) staged(st *wire.VMState) (keep []string, err error) {
 			for _, d := range digests {
 				if !there[d] {
 					s.resetSession()
-					s.needWhole = s.state.Whole
+					s.needWhole, s.needCollapse = s.state.Whole, s.state.Evidence
 					break
 				}
 			}

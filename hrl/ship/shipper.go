@@ -25,10 +25,11 @@ type Source interface {
 	// Log is the log while there is one.
 	Log() *hrl.Log
 	// OpenLog opens the log in dir, makes log and disks agree and turns the tee on
-	// for all disks. Gaps and copies before acked are healed. Once the log is open,
-	// and before anything new is logged, opened is called; its error ends it all.
-	// whole says that the log cannot vouch for a disk.
-	OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, opened func(*hrl.Log, hrl.Recovery) error) (whole bool, err error)
+	// for all disks. Gaps and copies before acked are healed; with evidence set what
+	// the log has behind that is no content. Once they agree, and before anything
+	// new is logged, opened is called with what was found of each disk; its error
+	// ends it all.
+	OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence bool, opened func(*hrl.Log, []filter.Recovered) error) error
 	// StopLog turns the tee off and closes the log.
 	StopLog() error
 }
@@ -74,12 +75,15 @@ type Shipper struct {
 
 	// These are the loop's, and Start's before it.
 	state     state
-	met       bool         // the peer has said what it has, and nothing has failed since
-	heard     time.Time    // when the peer last answered
-	session   *session     // what has been copied and not acknowledged; may be nil
-	needWhole bool         // the whole disk has to become a gap before the next cut
-	dirty     bool         // something changed since the newest offer, or may have
-	sealed    wire.PointID // the offer to which sealed gaps belong
+	met       bool      // the peer has said what it has, and nothing has failed since
+	heard     time.Time // when the peer last answered
+	session   *session  // what has been copied and not acknowledged; may be nil
+	needWhole bool      // the whole disk has to become a gap before the next cut
+	// needCollapse: what the log has touched has to become a gap before the next cut,
+	// and its content does not count any more.
+	needCollapse bool
+	dirty        bool         // something changed since the newest offer, or may have
+	sealed       wire.PointID // the offer to which sealed gaps belong
 
 	wakeup chan struct{} // capacity 1
 	cancel context.CancelFunc
@@ -155,21 +159,24 @@ func (s *Shipper) logDir() string { return filepath.Join(s.opt.LogDir, "log") }
 // openLog opens the log and finds out what it knows. Whether it is the one that
 // the generation belongs to is on record before anything is logged in it.
 func (s *Shipper) openLog(ctx context.Context) error {
-	doubt := false
-	whole, err := s.opt.VM.OpenLog(ctx, s.logDir(), s.opt.LogQuota, s.state.AckedMark, func(log *hrl.Log, found hrl.Recovery) error {
+	evidence := s.state.Evidence && !s.state.Whole
+	err := s.opt.VM.OpenLog(ctx, s.logDir(), s.opt.LogQuota, s.state.AckedMark, evidence, func(log *hrl.Log, found []filter.Recovered) error {
 		id := log.ID()
 		name := hex.EncodeToString(id[:])
-		if doubt = name != s.state.Log; doubt {
+		if name != s.state.Log {
 			// Marks of another log mean nothing in this one.
 			s.state.Log, s.state.AckedMark = name, hrl.Mark{}
 			for i := range s.state.Offers {
 				s.state.Offers[i].Mark = hrl.Mark{}
 			}
 			s.state.Generation++
-		}
-		doubt = doubt || found == hrl.RecoverPowerCut
-		if doubt {
 			s.state.Whole = true
+		}
+		for i := range found {
+			s.state.Whole = s.state.Whole || found[i].Whole != nil
+			s.state.Evidence = s.state.Evidence || found[i].Evidence
+		}
+		if s.state.Whole || s.state.Evidence {
 			s.dropOffers()
 		}
 		return s.save()
@@ -177,14 +184,7 @@ func (s *Shipper) openLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if whole && !doubt {
-		s.state.Whole = true
-		s.dropOffers()
-		if err := s.save(); err != nil {
-			return errors.Join(err, s.opt.VM.StopLog())
-		}
-	}
-	s.needWhole = s.state.Whole
+	s.needWhole, s.needCollapse = s.state.Whole, s.state.Evidence
 	s.session, s.sealed, s.dirty = nil, wire.PointID{}, true
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"afterimage/hrl"
 	"afterimage/hrl/ship"
 	"afterimage/hrl/wire"
+	"afterimage/internal/testenv"
 )
 
 // TestShip: points equal the disks, over changes, restarts and kills.
@@ -57,11 +58,11 @@ func TestShip(t *testing.T) {
 	}
 }
 
-// troubleSeeds is how many histories TestShipTroubles plays: SHIP_SEEDS, else 3.
+// troubleSeeds is how many histories TestShipTroubles plays, if SHIP_SEEDS does not say.
 func troubleSeeds() uint64 {
 	n, err := strconv.ParseUint(os.Getenv("SHIP_SEEDS"), 10, 32)
 	if err != nil {
-		return 3
+		return uint64(testenv.Rounds(3, 1))
 	}
 	return n
 }
@@ -257,9 +258,7 @@ func TestShipQuota(t *testing.T) {
 	before := w.s.Status().Totals
 	buf := make([]byte, 1<<20)
 	for round := range 80 { // 80 MiB over one MiB of disk
-		for i := range buf {
-			buf[i] = byte(w.rng.Uint32())
-		}
+		w.fill(buf)
 		buf[0] = byte(round)
 		if err := ask(w.vm.Disks()[0], blockdev.Request{Op: blockdev.OpWrite, Off: 5 << 20, Len: 1 << 20, Buf: buf}); err != nil {
 			t.Fatal(err)
@@ -285,9 +284,7 @@ func TestShipCoalesces(t *testing.T) {
 	w.sync()
 	buf := make([]byte, 64<<10)
 	for range 200 {
-		for i := range buf {
-			buf[i] = byte(w.rng.Uint32())
-		}
+		w.fill(buf)
 		off := w.rng.Int64N(8) * (64 << 10)
 		if err := ask(w.vm.Disks()[0], blockdev.Request{Op: blockdev.OpWrite, Off: off, Len: int64(len(buf)), Buf: buf}); err != nil {
 			t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 )
 
 // stateVersion is the version of state. Another one is refused.
-const stateVersion = 1
+const stateVersion = 2
 
 // state is what a Shipper must find again. It is JSON, made durable as a whole.
 type state struct {
@@ -27,6 +27,10 @@ type state struct {
 	// Whole says that the log does not have all that changed since Acked: whatever
 	// the log says, every block has to be compared.
 	Whole bool `json:"whole"`
+	// Evidence says that what the log had when this was set is no content: what it
+	// touched is a gap, and the next point's layers are made of what was logged
+	// behind a cut that comes after that.
+	Evidence bool `json:"evidence"`
 	// Offers are the points offered since Acked, the newest last. Only that one can
 	// still have its files.
 	Offers []offer `json:"offers,omitempty"`

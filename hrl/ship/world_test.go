@@ -31,6 +31,7 @@ import (
 type world struct {
 	t     *testing.T
 	rng   *rand.Rand
+	bytes *rand.ChaCha8 // what is written
 	dir   string
 	id    wire.VMID
 	every time.Duration
@@ -61,7 +62,7 @@ func newWorld(t *testing.T, seed uint64, sizes ...int64) *world {
 		dir = t.TempDir()
 	}
 	w := &world{
-		t: t, rng: rand.New(rand.NewPCG(seed, 5)), dir: dir, id: wire.NewVMID(), every: time.Hour, keep: 8,
+		t: t, rng: rand.New(rand.NewPCG(seed, 5)), bytes: rand.NewChaCha8([32]byte{byte(seed)}), dir: dir, id: wire.NewVMID(), every: time.Hour, keep: 8,
 		ca: servertest.NewCA(t), sizes: sizes, states: map[wire.PointID][][]byte{},
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
@@ -164,6 +165,8 @@ func ask(d *filter.Disk, r blockdev.Request) error {
 	return r.Err
 }
 
+func (w *world) fill(buf []byte) { _, _ = w.bytes.Read(buf) }
+
 // change does one random change of a random disk.
 func (w *world) change() {
 	w.t.Helper()
@@ -178,9 +181,7 @@ func (w *world) change() {
 		clear(w.model[i][off : off+n])
 	default:
 		r.Buf = make([]byte, n)
-		for k := range r.Buf {
-			r.Buf[k] = byte(w.rng.Uint32())
-		}
+		w.fill(r.Buf)
 		copy(w.model[i][off:], r.Buf)
 	}
 	if err := ask(w.vm.Disks()[i], r); err != nil {

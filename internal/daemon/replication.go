@@ -139,7 +139,11 @@ func (v *vm) dropReplication() error {
 	if err := v.d.store.Apply(Change{v.repKey(), nil}, Change{v.shipKey(), nil}); err != nil {
 		return err
 	}
-	return os.RemoveAll(v.rec.LogDir)
+	err := os.RemoveAll(v.rec.LogDir)
+	if v.shim != nil {
+		err = errors.Join(err, v.shim.ForgetTracking())
+	}
+	return err
 }
 
 // distrustLog records that the VM is written to without its log: neither the log
@@ -258,7 +262,7 @@ func (d *Daemon) disable(ctx context.Context, name string) error {
 		client.Close()
 	}
 	if v.shim != nil {
-		errs = append(errs, v.shim.StopLog())
+		errs = append(errs, v.shim.StopLog(), v.shim.ForgetTracking())
 	}
 	errs = append(errs, os.RemoveAll(v.rec.LogDir))
 	if v.shim == nil {

@@ -162,7 +162,7 @@ func (v *vm) open(ctx context.Context) error {
 	if v.rep == nil {
 		// What a replication that was ended may have left: it knows nothing of
 		// what is written from now on.
-		if err := os.RemoveAll(v.rec.LogDir); err != nil {
+		if err := errors.Join(os.RemoveAll(v.rec.LogDir), s.ForgetTracking()); err != nil {
 			v.d.log.Warn("the log of an ended replication cannot be removed", "vm", v.rec.Name, "err", err)
 		}
 	} else {

@@ -53,6 +53,12 @@ type VM struct {
 
 	mu  sync.Mutex
 	log *hrl.Log // nil: nothing is logged
+
+	// tracks are of the disks in their order, and cooler clears their marks, while
+	// there is a log. Both are guarded by starting.
+	tracks []*track
+	cooler *cooler
+	marked chan struct{} // capacity 1; wakes the cooler
 }
 
 // OpenVM puts the disks together; nothing is logged yet. The devices are the VM's
@@ -67,7 +73,7 @@ func OpenVM(ctx context.Context, o VMOptions) (*VM, error) {
 	if o.Life == nil {
 		o.Life = func(logDir string) ([32]byte, error) { return life(logDir, o.Disks) }
 	}
-	v := &VM{opt: o}
+	v := &VM{opt: o, marked: make(chan struct{}, 1)}
 	for _, d := range o.Disks {
 		latch, err := latchPath(&d)
 		if err == nil {
@@ -103,12 +109,14 @@ type LogOptions struct {
 	Quota int64
 	// SegmentBytes is the size of its segments; 0: the usual one.
 	SegmentBytes int64
-	// Acked is the place up to which a replica has acknowledged the log.
-	Acked hrl.Mark
-	// Opened is called when the log is open and recovered, before anything
-	// new is logged; what it says must be on record by then is made durable
-	// in it. With an error the VM is not logged. May be nil.
-	Opened func(log *hrl.Log, found hrl.Recovery) error
+	// Acked is the place up to which a replica has acknowledged the log, and
+	// Evidence says that what it holds behind that is no content (filter.Found).
+	Acked    hrl.Mark
+	Evidence bool
+	// Opened is called when log and disks agree, before anything new is logged
+	// and before anything doubtful is forgotten; what must be on record by then
+	// is made durable in it. With an error the VM is not logged. May be nil.
+	Opened func(log *hrl.Log, found []filter.Recovered) error
 	// Progress is called during the recovery with bytes compared; may be nil.
 	Progress func(bytes int64)
 
@@ -128,13 +136,8 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 	if o.Quota > 0 {
 		opt.SegmentBytes, opt.Prewrite = segmentFor(o.Quota, o.SegmentBytes), true
 		opt.Reclaimed = func(s *hrl.BlockSet) error {
-			s.Runs(func(id hrl.DiskID, off, length int64) {
-				if int(id) < len(v.disks) {
-					d := v.disks[id]
-					d.AddGap(off, min(length, d.Size()-off))
-				}
-			})
-			return nil
+			v.gap(s)
+			return v.syncGaps()
 		}
 	}
 	var err error
@@ -145,32 +148,55 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 	if err != nil {
 		return nil, err
 	}
-	out, err := v.recover(ctx, log, found, &o)
-	if err == nil && o.Opened != nil {
-		err = o.Opened(log, found)
-	}
+	out, err := v.startLog(ctx, log, found, &o)
 	if err != nil {
-		return nil, errors.Join(err, log.Abort())
-	}
-	for i, d := range v.disks {
-		d.AttachLog(log, hrl.DiskID(i))
+		return nil, errors.Join(err, log.Abort(), v.closeTracks(false))
 	}
 	v.mu.Lock()
 	v.log = log
 	v.mu.Unlock()
+	v.cooler = startCooler(v, log, found == hrl.RecoverKill)
 	return out, nil
 }
 
-// OpenLog is StartLog as package ship asks for it: whole says that the log cannot
-// vouch for a disk.
-func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, opened func(*hrl.Log, hrl.Recovery) error) (whole bool, err error) {
-	found, err := v.StartLog(ctx, LogOptions{Dir: dir, Quota: quota, Acked: acked, Opened: opened})
-	for i := range found {
-		whole = whole || found[i].Whole != nil
+// startLog makes log and disks agree, and turns the tee on. The order of what is
+// durable is in the comment of the package.
+func (v *VM) startLog(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *LogOptions) ([]filter.Recovered, error) {
+	if err := v.openTracks(found); err != nil {
+		return nil, err
 	}
-	return whole, err
+	out, err := v.recover(ctx, log, found, o)
+	if err == nil {
+		err = v.syncGaps()
+	}
+	if err == nil && o.Opened != nil {
+		err = o.Opened(log, out)
+	}
+	if err == nil {
+		err = log.Recovered()
+	}
+	if err == nil {
+		err = v.beginTracks(found)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i, d := range v.disks {
+		d.AttachLog(log, hrl.DiskID(i))
+		if err := v.syncUntracked(d); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
+// OpenLog is StartLog as package ship asks for it.
+func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence bool, opened func(*hrl.Log, []filter.Recovered) error) error {
+	_, err := v.StartLog(ctx, LogOptions{Dir: dir, Quota: quota, Acked: acked, Evidence: evidence, Opened: opened})
+	return err
+}
+
+// recover makes log and disks agree.
 func (v *VM) recover(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *LogOptions) ([]filter.Recovered, error) {
 	for _, k := range log.Known() {
 		if o.alone && k.Name != v.disks[0].Name {
@@ -190,9 +216,15 @@ func (v *VM) recover(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *L
 	if progress == nil {
 		progress = func(int64) {}
 	}
+	f := filter.Found{Log: found, Acked: o.Acked, Evidence: o.Evidence}
+	if found != hrl.RecoverNew && (o.Evidence || found == hrl.RecoverPowerCut) {
+		f.Changed, f.ChangedErr = log.Evidence(o.Acked)
+	}
 	var out []filter.Recovered
 	for i, d := range v.disks {
-		r, err := d.Recover(log, hrl.DiskID(i), d.Name, found, o.Acked, progress)
+		t := v.tracks[i]
+		f.Hot, f.Gaps, f.Image = t.foundHot, t.foundGaps, t.verdict
+		r, err := d.Recover(log, hrl.DiskID(i), d.Name, f, progress)
 		if err != nil {
 			return nil, err
 		}
@@ -201,10 +233,27 @@ func (v *VM) recover(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *L
 		}
 		out = append(out, r)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	return out, ctx.Err()
+}
+
+// gap stores what a log's frames touched, with disks numbered as in it, as gaps.
+func (v *VM) gap(s *hrl.BlockSet) {
+	s.Runs(func(id hrl.DiskID, off, length int64) {
+		if int(id) < len(v.disks) {
+			d := v.disks[id]
+			d.AddGap(off, min(length, d.Size()-off))
+		}
+	})
+}
+
+// syncGaps makes the gaps of all disks durable.
+func (v *VM) syncGaps() error {
+	for _, d := range v.disks {
+		if err := d.SyncGaps(); err != nil {
+			return fmt.Errorf("the gaps of %s: %w", d.Name, err)
+		}
 	}
-	return out, log.Recovered()
+	return nil
 }
 
 // StopLog turns the tee off and closes the log, after the disks have been made
@@ -216,6 +265,7 @@ func (v *VM) StopLog() error {
 	if log == nil {
 		return nil
 	}
+	v.cooler.stop()
 	var err error
 	for _, d := range v.disks {
 		d.AttachLog(nil, 0)
@@ -224,10 +274,23 @@ func (v *VM) StopLog() error {
 	v.mu.Lock()
 	v.log = nil
 	v.mu.Unlock()
-	if err != nil {
-		return errors.Join(err, log.Abort())
+	return v.endLog(log, err)
+}
+
+// endLog closes the log and what goes with it. failed is why the disks are not
+// durable, or nil. The log is recorded as clean when everything that it stands for is
+// durable, the marks after it, and the stamps last.
+func (v *VM) endLog(log *hrl.Log, failed error) error {
+	if failed == nil {
+		failed = v.syncGaps()
 	}
-	return log.Close()
+	var err error
+	if failed == nil {
+		failed = log.Close()
+	} else {
+		err = log.Abort()
+	}
+	return errors.Join(failed, err, v.closeTracks(failed == nil))
 }
 
 // Close makes disks and log durable and lets them go. Nothing must be submitted
@@ -243,11 +306,8 @@ func (v *VM) Close() error {
 		}
 	}
 	if v.log != nil {
-		if err != nil {
-			err = errors.Join(err, v.log.Abort())
-		} else {
-			err = v.log.Close()
-		}
+		v.cooler.stop()
+		err = v.endLog(v.log, err)
 	}
 	return errors.Join(err, v.closeDevices())
 }
@@ -258,7 +318,8 @@ func (v *VM) Abort() error {
 	defer v.starting.Unlock()
 	var err error
 	if v.log != nil {
-		err = v.log.Abort()
+		v.cooler.stop()
+		err = errors.Join(v.log.Abort(), v.closeTracks(false))
 	}
 	return errors.Join(err, v.closeDevices())
 }
@@ -284,16 +345,9 @@ func segmentFor(quota, want int64) int64 {
 
 // latchPath is the file that keeps the error latch of a disk.
 func latchPath(d *VMDisk) (string, error) {
-	beside, err := besideImage(d.Image)
-	if err != nil || beside != "" {
-		return join(beside, latchName), err
+	dir, err := placeFor(d)
+	if err != nil || dir == "" {
+		return "", err
 	}
-	return join(d.Meta, latchName), nil
-}
-
-func join(dir, name string) string {
-	if dir == "" {
-		return ""
-	}
-	return filepath.Join(dir, name)
+	return filepath.Join(dir, latchName), nil
 }

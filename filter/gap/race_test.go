@@ -1,0 +1,5 @@
+//go:build race
+
+package gap
+
+const raceEnabled = true
