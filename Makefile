@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: need-go build demo deps check lint test bench-quick fuzz install clean
+.PHONY: need-go build demo deps check lint test soak bench-quick fuzz install clean
 .DEFAULT_GOAL := build
 
 need-go:
@@ -46,6 +46,12 @@ test: need-go
 	@GO=$(GO) .ci/deps --check >/dev/null || GO=$(GO) .ci/deps
 	@$(MAKE) --no-print-directory build lint
 	$(GO) run ./internal/citest unit race real kill lab root
+
+# The tests of `make check`, with SOAK times the rounds and all cases: for hours.
+SOAK ?= 10
+
+soak: need-go
+	SOAK=$(SOAK) $(GO) run ./internal/citest unit race
 
 # Beside other servers, in memory, in about a minute and a half. BENCH_FLAGS
 # are those of `afterimage bench quick`.

@@ -162,3 +162,38 @@ func TestEvidenceMark(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestSyncWhileAppending: a sync vouches for what had been appended, and not for an
+// append that is under way.
+func TestSyncWhileAppending(t *testing.T) {
+	fsys := newFaultFS()
+	l, _ := openTest(t, tempDir(t), Options{FS: fsys, AppendLimit: -1})
+	d, err := l.AddDisk("root", 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendBlocks(t, l, d, 1, 2)
+	hang := make(chan struct{})
+	fsys.set(func() { fsys.hang = hang })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		appendBlocks(t, l, d, 3)
+	}()
+	fsys.waitHanging(t)
+	if err := l.Sync(); err != nil {
+		t.Error(err)
+	}
+	l.metaMu.Lock()
+	synced := l.meta.syncedSeq
+	l.metaMu.Unlock()
+	if synced != 2 {
+		t.Errorf("the log vouches for frame %d while 3 is being written", synced)
+	}
+	close(hang)
+	<-done
+	fsys.set(func() { fsys.hang = nil })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

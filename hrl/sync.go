@@ -103,7 +103,11 @@ func (l *Log) toSync() ([]syncing, error) {
 		}
 	}
 	if t := l.tail; t != nil && t.pre == nil {
-		out = append(out, syncing{t, t.path, t.head.ordinal, t.last, false})
+		last := t.last
+		if o := l.op; o != nil && o.writing && o.seg == t {
+			last = o.last // what is being appended may not be in the file yet
+		}
+		out = append(out, syncing{t, t.path, t.head.ordinal, last, false})
 	}
 	l.readers++
 	return out, nil

@@ -10,6 +10,10 @@
 //	             pools forget at random
 //	all others   need nothing but Go, a shell and what stands beside it (ls, dd)
 //
+// Random tests play fewer rounds in the stage race than in unit, and exhaustive ones
+// try every nth case: package testenv says how many. With SOAK=n in the environment
+// (`make soak`) both stages play n times the rounds of unit, and try every case.
+//
 // Usage: citest [-fuzztime D] unit|race|real|kill|lab|root|fuzz...
 //
 //	main.go    the stages and the last line      events.go  what go test -json says
@@ -24,6 +28,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"afterimage/internal/testenv"
 )
 
 // A stage is one go test over some packages.
@@ -35,6 +41,7 @@ type stage struct {
 	skip   string        // where prefix is empty: what it leaves out
 	args   []string
 	env    []string
+	soak   []string // of env, in a soak
 }
 
 var stages = []stage{
@@ -42,8 +49,8 @@ var stages = []stage{
 	{name: "race", what: "the same under the race detector", budget: 3 * time.Minute, args: []string{"-race"}, skip: special + "|Allocs$",
 		// The detector is C. By itself it makes every process wait a second at
 		// its end, and the tests of the commands start hundreds. MODEL_TIME is
-		// how long package filter's model of concurrent clients runs.
-		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20", "MODEL_TIME=60s"}},
+		// how long package filter's models of concurrent clients run.
+		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20", "MODEL_TIME=9s"}, soak: []string{"MODEL_TIME=5m"}},
 	{name: "real", what: "real clients and servers", budget: 3 * time.Minute, prefix: "TestReal"},
 	{name: "kill", what: "processes killed at their work", budget: 90 * time.Second, prefix: "TestKill"},
 	{name: "lab", what: "tests in a VM with a kernel of its own", budget: 5 * time.Minute, prefix: "TestLab"},
@@ -54,7 +61,14 @@ var stages = []stage{
 const special = "^Test(Real|Kill|Lab|Root)"
 
 // limit ends a package's tests that hang; go test prints every goroutine then.
-const limit = 15 * time.Minute
+const (
+	limit     = 15 * time.Minute
+	soakLimit = 6 * time.Hour
+)
+
+// atOnce is how many packages are tested at a time: more than there are cores, for many
+// tests wait rather than work.
+const atOnce = "3"
 
 func main() {
 	fuzzTime := flag.Duration("fuzztime", 5*time.Minute, "how long to run each fuzz target")
@@ -116,10 +130,18 @@ func (s *stage) run(src *source) (tally, error) {
 	if s.prefix == "TestRoot" {
 		return runRoot(src)
 	}
-	args := []string{"test", "-json", "-timeout", limit.String()}
+	soak := testenv.Soak() > 0
+	end := limit
+	if soak {
+		end = soakLimit
+	}
+	args := []string{"test", "-json", "-timeout", end.String()}
 	args = append(args, s.args...)
 	if s.prefix == "" {
-		args = append(args, "-skip", s.skip, "./...")
+		if soak {
+			args = append(args, "-count=1")
+		}
+		args = append(args, "-p", atOnce, "-skip", s.skip, "./...")
 	} else {
 		pkgs := src.packages(s.prefix)
 		if len(pkgs) == 0 {
@@ -131,6 +153,9 @@ func (s *stage) run(src *source) (tally, error) {
 	}
 	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), s.env...)
+	if soak {
+		cmd.Env = append(cmd.Env, s.soak...)
+	}
 	fmt.Println("   go", strings.Join(args, " "))
 	return follow(cmd)
 }
