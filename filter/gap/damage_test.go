@@ -98,7 +98,7 @@ func TestDamage(t *testing.T) {
 	whole, want := goldenMap()
 	check := func(what string, b []byte, unused bool) {
 		t.Helper()
-		m, found, err := Open(fsWith(b), "d/gaps", goldenSize)
+		m, found, err := Open(fsWith(b), "d/gaps", goldenSize, true)
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
@@ -223,7 +223,7 @@ func FuzzMap(f *testing.F) {
 		}
 		b = b[:min(int(size), len(b))]
 		fs := fsWith(b)
-		m, _, err := Open(fs, "d/gaps", goldenSize)
+		m, _, err := Open(fs, "d/gaps", goldenSize, true)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -71,7 +71,7 @@
 // The first write or sync that fails makes the map Broken, for good. Memory goes
 // on; the file is made to read as all gaps or removed (see fail), and every
 // Add returns the error, so that its user can take further measures. A removed file
-// is New to the next Open: who finds New where a map was has to take it for all gaps.
+// reads as all gaps, too, unless the next Open is told that nothing was tracked before.
 //
 // # Locks and goroutines
 //

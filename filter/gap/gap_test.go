@@ -14,7 +14,7 @@ import (
 
 func open(t testing.TB, fs hrl.FS, size int64) (*Map, Found) {
 	t.Helper()
-	m, found, err := Open(fs, "d/gaps", size)
+	m, found, err := Open(fs, "d/gaps", size, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestMap(t *testing.T) {
 	if err := m.Remove(64*kib, 64*kib); err != nil || m.Dirty() {
 		t.Error(err)
 	}
-	if _, _, err := Open(fs, "d/gaps", size); !errors.Is(err, hrl.ErrLocked) {
+	if _, _, err := Open(fs, "d/gaps", size, true); !errors.Is(err, hrl.ErrLocked) {
 		t.Errorf("opened twice: %v", err)
 	}
 	for _, r := range [][2]int64{{-1, 2}, {size, 1}, {size - 1, 2}, {0, 1<<63 - 1}} {
@@ -83,7 +83,7 @@ func TestMap(t *testing.T) {
 	if m, found = open(t, fs, size); found != (Found{Kind: Clean}) || m.Bytes() != size-(192+128+36)*kib {
 		t.Errorf("found %+v, %d bytes", found, m.Bytes())
 	}
-	if _, _, err := Open(fs, "d/other", sizeMax+1); !errors.Is(err, errSize) {
+	if _, _, err := Open(fs, "d/other", sizeMax+1, true); !errors.Is(err, errSize) {
 		t.Error(err)
 	}
 }
@@ -134,7 +134,7 @@ func TestResize(t *testing.T) {
 }
 
 func TestLargeDisk(t *testing.T) {
-	m, _, err := Open(hrl.OS, filepath.Join(t.TempDir(), "gaps"), 64<<40)
+	m, _, err := Open(hrl.OS, filepath.Join(t.TempDir(), "gaps"), 64<<40, true)
 	if err != nil {
 		t.Skipf("a map of 64 TiB needs 128 MiB: %v", err)
 	}
@@ -195,7 +195,7 @@ func TestAddDoesNotWaitForSync(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	const part, size = 3000 * block, 40 * 3000 * block
 	path := filepath.Join(t.TempDir(), "gaps")
-	m, _, err := Open(hrl.OS, path, size)
+	m, _, err := Open(hrl.OS, path, size, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestConcurrent(t *testing.T) {
 		if err := m.Close(); err != nil {
 			t.Error(err)
 		}
-		if m, _, err = Open(hrl.OS, path, size); err != nil {
+		if m, _, err = Open(hrl.OS, path, size, true); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -256,7 +256,7 @@ func TestAddAllocs(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	m, _, err := Open(hrl.OS, filepath.Join(t.TempDir(), "gaps"), gib)
+	m, _, err := Open(hrl.OS, filepath.Join(t.TempDir(), "gaps"), gib, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func BenchmarkAdd(b *testing.B) {
 	}{{"new", true}, {"known", false}} {
 		b.Run(c.name, func(b *testing.B) {
 			const size = 16 << 40
-			m, _, err := Open(hrl.OS, filepath.Join(b.TempDir(), "gaps"), size)
+			m, _, err := Open(hrl.OS, filepath.Join(b.TempDir(), "gaps"), size, true)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -299,5 +299,23 @@ func BenchmarkAdd(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestMissingIsAll: a map that should be there and is not reads as all gaps, also
+// when the process that found that out ends before it could do anything about it.
+func TestMissingIsAll(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gaps")
+	for range 2 {
+		m, _, err := Open(hrl.OS, path, gib, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Bytes() != gib {
+			t.Errorf("%d bytes are gaps", m.Bytes())
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -106,7 +106,7 @@ func (w *world) session() {
 	}
 	must := w.added
 	w.opening = true
-	m, found, err := Open(w.fs, "d/gaps", w.size)
+	m, found, err := Open(w.fs, "d/gaps", w.size, true)
 	w.opening = false
 	if err != nil {
 		if !w.fs.fired {
@@ -170,7 +170,7 @@ func (w *world) look(fs *volatileFS, must set) {
 	gone := w.gone
 	w.gone = gone || w.m != nil && w.m.Broken() != nil
 	defer func() { w.gone = gone }()
-	m, found, err := Open(fs, "d/gaps", size)
+	m, found, err := Open(fs, "d/gaps", size, true)
 	if err != nil {
 		w.t.Errorf("open what a crash left: %v", err)
 		return

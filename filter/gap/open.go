@@ -32,7 +32,8 @@ type Found struct {
 // Open opens the map of a disk of size bytes, or makes it. All that it found is
 // a gap, and durable, when it returns.
 //
-// A map that is missing is made, with no gaps. One that has no two good headers, is
+// A map that is missing is made, with no gaps if fresh says that nothing was tracked
+// before, else with all blocks as gaps. One that has no two good headers, is
 // of another version, or became Broken in the last session, is made anew, with
 // all blocks as gaps. A page that is damaged, torn or missing reads as all gaps.
 // If the disk had another size, Open resizes the map as Resize does. An error says
@@ -49,9 +50,9 @@ type Found struct {
 //
 // If step 2 or 3 fails, the disk may have lost what the page cache still shows
 // (RULES F6): nothing that was read is believed, and the map is made anew.
-func Open(fsys hrl.FS, path string, size int64) (*Map, Found, error) {
+func Open(fsys hrl.FS, path string, size int64, fresh bool) (*Map, Found, error) {
 	m := &Map{fs: fsys, path: path, size: size}
-	found, err := m.open()
+	found, err := m.open(fresh)
 	if err != nil {
 		if m.file != nil {
 			m.file.Close()
@@ -61,7 +62,7 @@ func Open(fsys hrl.FS, path string, size int64) (*Map, Found, error) {
 	return m, found, nil
 }
 
-func (m *Map) open() (Found, error) {
+func (m *Map) open(fresh bool) (Found, error) {
 	size := m.size
 	if err := checkSize(size); err != nil {
 		return Found{}, err
@@ -70,7 +71,7 @@ func (m *Map) open() (Found, error) {
 	defer m.io.Unlock()
 	f, err := m.fs.Edit(m.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Found{Kind: New}, m.create(false)
+		return Found{Kind: New, All: !fresh}, m.create(!fresh)
 	}
 	if err != nil {
 		return Found{}, err

@@ -60,7 +60,7 @@ func failAt(t *testing.T, k int, sticky bool) bool {
 // life does one of everything. It puts down what a kill must leave, and what a
 // power cut must; and reports whether the file was given up.
 func life(t *testing.T, fs *volatileFS, size int64, kept, cut *[]int64) (broken bool) {
-	m, found, err := Open(fs, "d/gaps", size)
+	m, found, err := Open(fs, "d/gaps", size, true)
 	if err != nil {
 		return true
 	}

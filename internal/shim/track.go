@@ -44,7 +44,7 @@ func (v *VM) openTracks(found hrl.Recovery) error {
 			return err
 		}
 		if dir != "" {
-			err = t.open(v.opt.FS, dir, d.Image, f.Size())
+			err = t.open(v.opt.FS, dir, d.Image, f.Size(), found == hrl.RecoverNew)
 		}
 		if err != nil {
 			return fmt.Errorf("what is tracked of %s: %w", d.Name, err)
@@ -54,7 +54,7 @@ func (v *VM) openTracks(found hrl.Recovery) error {
 	return nil
 }
 
-func (t *track) open(fsys hrl.FS, dir, image string, size int64) error {
+func (t *track) open(fsys hrl.FS, dir, image string, size int64, fresh bool) error {
 	var err error
 	if image != "" && fsys == hrl.OS { // the simulator's images are changed by nobody else
 		var verdict stamp.Verdict
@@ -69,7 +69,7 @@ func (t *track) open(fsys hrl.FS, dir, image string, size int64) error {
 	}
 	t.foundHot = &found
 	var gaps gap.Found
-	if t.gaps, gaps, err = gap.Open(fsys, filepath.Join(dir, gapsName), size); err != nil {
+	if t.gaps, gaps, err = gap.Open(fsys, filepath.Join(dir, gapsName), size, fresh); err != nil {
 		return err
 	}
 	t.foundGaps = &gaps
