@@ -17,7 +17,9 @@ import (
 const insidePackage = "./testdata/inside"
 
 // formatted makes a raw file with an empty ext4.
-func formatted(t *testing.T) string {
+func formatted(t *testing.T) string { return formattedOf(t, 128<<20) }
+
+func formattedOf(t *testing.T, size int64) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "data.raw")
 	f, err := os.Create(image)
@@ -25,7 +27,7 @@ func formatted(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := f.Truncate(128 << 20); err != nil {
+	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command(lookup(t, "mkfs.ext4"), "-q", "-F", image).CombinedOutput(); err != nil {
