@@ -3,21 +3,37 @@
 //
 //	shim.go  one disk with a log of its own, as `serve` has it
 //	vm.go    the disks of a VM with one log, opened and closed in the order that keeps data
+//	track.go what is tracked beside the images: hot extents, gaps, the stamp
+//	cool.go  the goroutine that clears marks by rule R4
 //	life.go  is this still the boot and the mounts of the last time?
 //	note.go  what lies beside an image
 //
 // # Opening
 //
-// The image comes locked. Then: the log is opened, which takes and makes durable
-// a new incarnation; log and disk are made to agree (filter.Recover); only then
-// is the log attached and may anybody write. A crash anywhere in between leaves
-// the log unclosed, and the next opening begins again.
+// The images come locked. A crash after each step leaves the log unclosed, and the next
+// opening begins again with what it finds:
+//
+//  1. the log is opened, with a new incarnation: after a power cut it is in doubt, and
+//     stays so until step 5
+//  2. maps and stamps are opened; they forget nothing of what they found
+//  3. log and disks are made to agree (filter.Recover): what is doubtful becomes gaps
+//  4. the gaps are synced, then what the caller has to know is on record
+//     (LogOptions.Opened)
+//  5. the log is told that the doubt has ended: what is older than this incarnation
+//     counts no more. From here on a kill is a kill again
+//  6. the stamps say that the images are in use, and the marks that were found are
+//     forgotten, but after a kill: then the cooler first makes durable what the killed
+//     process had written
+//  7. the log is attached. What was written without it is made durable, for no mark
+//     tells of it; then anybody may write, and copy
 //
 // # Closing
 //
-// The disk is made durable first, then the log, which is recorded as closed
-// cleanly last of all. If the disk cannot be made durable the log is left open, so
-// that the next opening does not trust it.
+// The disks are made durable first, then the gaps; then the log, which is recorded as
+// closed cleanly; then the maps of hot extents are recorded as clean, and the stamps last.
+// If anything of that fails the log is left open, so that the next opening does not
+// trust it. A crash before the log's record leaves it as after a kill or power cut;
+// after it, a log that vouches for everything, whatever the maps say.
 package shim
 
 import (

@@ -16,6 +16,8 @@ import (
 const (
 	hotName   = "hot"
 	gapsName  = "gaps"
+	pendName  = "pending" // gaps that the replica has no copies of
+	sentName  = "sent"    // blocks of which it may have copies
 	stampName = "stamp"
 )
 
@@ -24,6 +26,8 @@ const (
 type track struct {
 	hot   *hot.Map
 	gaps  *gap.Map
+	pend  *gap.Map
+	sent  *gap.Map
 	stamp *stamp.Stamp
 
 	foundHot  *hot.Found
@@ -44,17 +48,18 @@ func (v *VM) openTracks(found hrl.Recovery) error {
 			return err
 		}
 		if dir != "" {
-			err = t.open(v.opt.FS, dir, d.Image, f.Size(), found == hrl.RecoverNew)
+			err = t.open(v.opt, dir, d.Image, f.Size(), found == hrl.RecoverNew)
 		}
 		if err != nil {
 			return fmt.Errorf("what is tracked of %s: %w", d.Name, err)
 		}
-		f.Track(filter.Tracking{Hot: t.hot, Gaps: t.gaps, Marked: v.kickCooler})
+		f.Track(filter.Tracking{Hot: t.hot, Gaps: t.gaps, Pending: t.pend, Sent: t.sent, Marked: v.kickCooler})
 	}
 	return nil
 }
 
-func (t *track) open(fsys hrl.FS, dir, image string, size int64, fresh bool) error {
+func (t *track) open(o VMOptions, dir, image string, size int64, fresh bool) error {
+	fsys := o.FS
 	var err error
 	if image != "" && fsys == hrl.OS { // the simulator's images are changed by nobody else
 		var verdict stamp.Verdict
@@ -64,7 +69,7 @@ func (t *track) open(fsys hrl.FS, dir, image string, size int64, fresh bool) err
 		t.verdict = &verdict
 	}
 	var found hot.Found
-	if t.hot, found, err = hot.Open(fsys, filepath.Join(dir, hotName), size, hot.Options{Warm: true}); err != nil {
+	if t.hot, found, err = hot.Open(fsys, filepath.Join(dir, hotName), size, hot.Options{Warm: true, Cap: o.HotCap}); err != nil {
 		return err
 	}
 	t.foundHot = &found
@@ -73,7 +78,12 @@ func (t *track) open(fsys hrl.FS, dir, image string, size int64, fresh bool) err
 		return err
 	}
 	t.foundGaps = &gaps
-	return nil
+	// Damage of these costs copying, and asks for nothing else.
+	if t.pend, _, err = gap.Open(fsys, filepath.Join(dir, pendName), size, false); err != nil {
+		return err
+	}
+	t.sent, _, err = gap.Open(fsys, filepath.Join(dir, sentName), size, false)
+	return err
 }
 
 // beginTracks is called when what was found is durable elsewhere: as gaps, or, after a
@@ -104,8 +114,10 @@ func (v *VM) closeTracks(clean bool) error {
 				err = errors.Join(err, cerr)
 			}
 		}
-		if t.gaps != nil {
-			err = errors.Join(err, t.gaps.Close())
+		for _, m := range []*gap.Map{t.gaps, t.pend, t.sent} {
+			if m != nil {
+				err = errors.Join(err, m.Close())
+			}
 		}
 		if t.stamp != nil {
 			err = errors.Join(err, t.stamp.Close(clean))
@@ -134,6 +146,16 @@ func placeFor(d *VMDisk) (string, error) {
 	return d.Meta, nil
 }
 
+// tracked reports whether every disk has a place for what is tracked of it.
+func (v *VM) tracked() (bool, error) {
+	for i := range v.opt.Disks {
+		if dir, err := placeFor(&v.opt.Disks[i]); err != nil || dir == "" {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // ForgetTracking removes what is tracked of the disks beside their images, and the
 // directories there if they have nothing else. Nothing is logged any more, and the log
 // it belonged to is not used again. What stays after a crash is found by the next log of
@@ -151,7 +173,7 @@ func (v *VM) ForgetTracking() error {
 			errs = append(errs, err)
 			continue
 		}
-		for _, name := range []string{hotName, gapsName, stampName} {
+		for _, name := range []string{hotName, gapsName, pendName, sentName, stampName} {
 			if err := v.opt.FS.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, err)
 			}

@@ -39,6 +39,9 @@ type VMOptions struct {
 	// Life tells one life of this host, and of what is mounted on it, from
 	// another; nil: the kernel is asked. The simulator has lives of its own.
 	Life func(logDir string) ([32]byte, error)
+	// HotCap is how many bytes of a disk may be hot before marks are cleared; 0:
+	// the usual number (see hot.Options).
+	HotCap int64
 
 	reopens bool // the operator has said that latched disks may be used again
 }
@@ -113,6 +116,8 @@ type LogOptions struct {
 	// Evidence says that what it holds behind that is no content (filter.Found).
 	Acked    hrl.Mark
 	Evidence bool
+	// Session says that what has been delivered of the gaps counts (filter.Found).
+	Session bool
 	// Opened is called when log and disks agree, before anything new is logged
 	// and before anything doubtful is forgotten; what must be on record by then
 	// is made durable in it. With an error the VM is not logged. May be nil.
@@ -142,6 +147,9 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 	}
 	var err error
 	if opt.Life, err = v.opt.Life(o.Dir); err != nil {
+		return nil, err
+	}
+	if opt.CopiesKept, err = v.tracked(); err != nil {
 		return nil, err
 	}
 	log, found, err := hrl.Open(o.Dir, opt)
@@ -191,8 +199,8 @@ func (v *VM) startLog(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *
 }
 
 // OpenLog is StartLog as package ship asks for it.
-func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence bool, opened func(*hrl.Log, []filter.Recovered) error) error {
-	_, err := v.StartLog(ctx, LogOptions{Dir: dir, Quota: quota, Acked: acked, Evidence: evidence, Opened: opened})
+func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence, session bool, opened func(*hrl.Log, []filter.Recovered) error) error {
+	_, err := v.StartLog(ctx, LogOptions{Dir: dir, Quota: quota, Acked: acked, Evidence: evidence, Session: session, Opened: opened})
 	return err
 }
 
@@ -216,7 +224,7 @@ func (v *VM) recover(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *L
 	if progress == nil {
 		progress = func(int64) {}
 	}
-	f := filter.Found{Log: found, Acked: o.Acked, Evidence: o.Evidence}
+	f := filter.Found{Log: found, Acked: o.Acked, Evidence: o.Evidence, Session: o.Session}
 	if found != hrl.RecoverNew && (o.Evidence || found == hrl.RecoverPowerCut) {
 		f.Changed, f.ChangedErr = log.Evidence(o.Acked)
 	}
