@@ -144,6 +144,13 @@ type Device interface {
 	Close() error
 }
 
+// A CacheDropper is a Device that can forget what it has in memory of a range and need
+// not write: the next read then shows what the disk has. After a sync that failed these
+// may differ, for Linux takes the pages for written all the same (RULES F6).
+type CacheDropper interface {
+	DropCache(off, length int64) error
+}
+
 // A Run is an extent with what is known of its allocation.
 type Run struct {
 	Extent

@@ -303,6 +303,15 @@ func (f *File) Resize(size int64) error {
 	return nil
 }
 
+// DropCache implements CacheDropper, as far as pages are clean and nobody has mapped them.
+func (f *File) DropCache(off, length int64) error {
+	if !f.handle.acquire() {
+		return ErrClosed
+	}
+	defer f.handle.release()
+	return ignoringEINTR(func() error { return unix.Fadvise(f.handle.fd, off, length, unix.FADV_DONTNEED) })
+}
+
 // Close implements Device. It does not wait for requests under way: the file
 // and its lock are let go when the last of them ends, at once if there is none.
 func (f *File) Close() error {

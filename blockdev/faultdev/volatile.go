@@ -221,6 +221,27 @@ func (v *Volatile) flushFailedLocked() {
 	}
 }
 
+// DropCache implements blockdev.CacheDropper: of sectors whose writing back has failed,
+// what is durable is seen again.
+func (v *Volatile) DropCache(off, length int64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for s, c := range v.pending {
+		if s*sector >= off+length || (s+1)*sector <= off {
+			continue
+		}
+		if slices.ContainsFunc(c.versions, func(ver *version) bool { return !ver.lost }) {
+			continue // dirty
+		}
+		if err := blockdev.WriteAt(v.Device, c.durable, s*sector); err != nil {
+			return err
+		}
+		must(blockdev.WriteAt(v.shadow, c.durable, s*sector))
+		delete(v.pending, s)
+	}
+	return nil
+}
+
 // Unsettled is how many sectors a power cut now could leave in more than one
 // state.
 func (v *Volatile) Unsettled() int {
