@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: need-go build demo deps check lint test soak bench-quick fuzz install clean
+.PHONY: need-go build demo deps check lint test sim sim-mutants soak bench-quick fuzz install clean
 .DEFAULT_GOAL := build
 
 need-go:
@@ -45,13 +45,26 @@ lint: need-go $(STATICCHECK)
 test: need-go
 	@GO=$(GO) .ci/deps --check >/dev/null || GO=$(GO) .ci/deps
 	@$(MAKE) --no-print-directory build lint
-	$(GO) run ./internal/citest unit race real kill lab root
+	$(GO) run ./internal/citest unit race sim real kill lab root
+	@$(MAKE) --no-print-directory sim-mutants THIRD=$$(($$(date +%j | sed 's/^0*//') % 3 + 1)) MUTANT_TIME=40s
 
 # The tests of `make check`, with SOAK times the rounds and all cases: for hours.
 SOAK ?= 10
 
 soak: need-go
-	SOAK=$(SOAK) $(GO) run ./internal/citest unit race
+	SOAK=$(SOAK) $(GO) run ./internal/citest unit race sim lab
+	@$(MAKE) --no-print-directory sim-mutants MUTANT_TIME=5m
+
+# Random histories of both hosts, in memory (package internal/sim), for a minute.
+sim: need-go
+	$(GO) run ./internal/citest sim
+	$(GO) test -count=1 -run 'TestSmall|TestFound' ./internal/sim
+
+# Is each rule that is broken on purpose noticed? THIRD=1, 2 or 3: only every third.
+THIRD       ?= 0
+MUTANT_TIME ?= 2m
+sim-mutants: need-go
+	$(GO) run ./internal/sim/simtool -third $(THIRD) -time $(MUTANT_TIME) -j 2 mutants
 
 # Beside other servers, in memory, in about a minute and a half. BENCH_FLAGS
 # are those of `afterimage bench quick`.

@@ -22,11 +22,7 @@ type copyRun struct {
 // pass copies until no gap is open.
 func (c *copyRun) pass() {
 	for off := int64(0); ; {
-		got, ok, err := c.f.CopyGap(off, c.buf)
-		if err != nil {
-			c.t.Error(err)
-			return
-		}
+		e, ok := c.f.NextGap(off, int64(len(c.buf)))
 		if !ok && off == 0 {
 			return
 		}
@@ -34,12 +30,19 @@ func (c *copyRun) pass() {
 			off = 0
 			continue
 		}
-		if !got.Zero {
+		err := c.f.CopyGap(e, c.buf, func(got *Copied) {
+			if got.Zero {
+				return
+			}
 			if err := blockdev.WriteAt(c.copies, got.Data, got.Off); err != nil {
 				c.t.Error(err)
 			}
+		})
+		if err != nil {
+			c.t.Error(err)
+			return
 		}
-		off = got.End()
+		off = e.Off + (e.Len+hrl.BlockBytes-1)&^(hrl.BlockBytes-1)
 	}
 }
 
@@ -67,7 +70,7 @@ func TestCopyGaps(t *testing.T) {
 	if !f.GapAll() {
 		t.Fatal("the log takes no gap")
 	}
-	c := &copyRun{t: t, f: f, l: l, copies: blockdev.NewMem(size), buf: make([]byte, hrl.BlockBytes)}
+	c := &copyRun{t: t, f: f, l: l, copies: blockdev.NewMem(size), buf: make([]byte, 24*hrl.BlockBytes)}
 	stop := make(chan struct{})
 	var writers sync.WaitGroup
 	for w := range 3 {
@@ -158,28 +161,36 @@ func randomBytes(rng *rand.Rand, n int) []byte {
 	return b
 }
 
-// TestCopyWatch: a block that is written while it is read is read again.
+// TestCopyWatch: a block that is written while it is read is read again, and no other.
 func TestCopyWatch(t *testing.T) {
+	const block = 64 << 10
 	var table lockTable
-	own := lock{off: 0, end: 64 << 10}
-	w := watch{lock: &own}
+	w, beside := watch{off: 2 * block, end: 5*block + 512}, watch{off: 0, end: 64 * block}
 	table.watch(&w)
-	other, apart := lock{off: 4096, end: 8192}, lock{off: 64 << 10, end: 128 << 10}
-	table.take(&apart)
-	if w.touched {
-		t.Error("a range beside it touched the block")
+	table.watch(&beside)
+	apart, copied := lock{off: block, end: 2 * block}, lock{off: 2 * block, end: 3 * block, copies: true}
+	other := lock{off: 3*block + 4096, end: 4*block + 512}
+	for _, l := range []*lock{&apart, &copied, &other} {
+		table.take(l)
+		table.releaseOne(l)
 	}
-	table.take(&other)
-	table.releaseOne(&other)
-	table.takeWatched(&w)
-	if !w.touched {
-		t.Error("the write was not noticed")
+	for b, want := range []bool{true, true, false, false, true} {
+		off := int64(b+1) * block
+		if b > 0 && table.undisturbed(&w, off) != want {
+			t.Errorf("block %d is undisturbed: %v", b+1, !want)
+		}
 	}
-	table.releaseOne(&own)
-	table.take(&other)
-	w = watch{lock: &own}
+	if beside.touched != 1<<1|1<<3|1<<4 {
+		t.Errorf("the other watch saw %b", beside.touched)
+	}
+	table.unwatch(&beside)
+	whole := lock{off: 0, end: wholeDisk}
+	table.take(&whole)
+	table.unwatch(&w)
 	table.watch(&w)
-	if !w.touched {
-		t.Error("a write under way was not noticed")
+	for b := int64(2); b < 6; b++ {
+		if table.undisturbed(&w, b*block) {
+			t.Errorf("a write under way in block %d was not noticed", b)
+		}
 	}
 }

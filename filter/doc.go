@@ -4,12 +4,14 @@
 //
 //	filter.go   Filter: the Queue that exports serve, and its life
 //	group.go    the fast path: a batch of writes, logged by one append, written, answered
+//	room.go     what the disk has no room for
 //	slow.go     what has to wait: conflicts, FUA, flushes, trims, large and odd requests
 //	locks.go    range locks, and the barrier
 //	flush.go    syncs, shared by those that may share one
 //	latch.go    the error latch (rule R9)
 //	gaps.go     what the log lacks, and what of it has been copied
 //	copy.go     copying a gap among the guest's writes
+//	unreadable.go  what of a gap the disk does not give
 //	track.go    what of the tracking is durable: hot extents and gaps
 //	recover.go  what a log that was not closed asks for
 //	stats.go    where the microseconds go
@@ -46,6 +48,10 @@
 // nobody uses them again (RULES A4).
 //
 // # A disk that fails
+//
+// A write that finds no room is done once more after the log has given up its own, which
+// may be of the same file system (RULES F5); the guest sees ENOSPC only if that did
+// not help.
 //
 // A write that fails leaves unknown bytes: its range is a gap, in memory and in the
 // log, before the guest has its error (RULES L3). A sync that fails, whoever

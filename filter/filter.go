@@ -44,7 +44,6 @@ type Filter struct {
 
 	locks   lockTable
 	barrier sync.Mutex // held while the tee is changed
-	copying sync.Mutex // held by CopyGap: there is one watch of the locks
 	gaps    gapMap
 	track   Tracking  // changed while nothing is logged
 	marking sync.Once // the map of hot extents has failed
@@ -222,7 +221,10 @@ func (f *Filter) Resize(size int64) error {
 		}
 	}
 	err := f.dev.Resize(size)
-	if err != nil && logged != nil {
+	if err != nil && f.dev.Size() == size {
+		// It has that size and cannot make it durable: a failed sync (rule R9).
+		err = f.syncFailed(err)
+	} else if err != nil && logged != nil {
 		// The log says what did not happen: say how it is.
 		if g := t.note(hrl.ResizeEntry(t.disk, size, f.dev.Size())); g != nil {
 			t.log.Finished(g)
@@ -270,13 +272,15 @@ func (f *Filter) gap(t *tee, off, length int64) bool {
 	return true
 }
 
-// note appends an entry that no guest's write belongs to and that owns its
-// payload. It returns nil if that failed, and after the log's limit at the latest,
+// note appends entries that no guest's write belongs to and that own their
+// payloads: all or none. It returns nil if that failed, and after the log's limit at the latest,
 // for the caller holds a range: what hangs in the append then is a goroutine of
 // its own, which ends when the log's disk answers.
-func (t *tee) note(e hrl.Entry) *hrl.Group {
+func (t *tee) note(entries ...hrl.Entry) *hrl.Group {
 	g := hrl.NewGroup()
-	g.Add(e)
+	for i := range entries {
+		g.Add(entries[i])
+	}
 	outcome := make(chan error, 2) // of the append that was abandoned, too
 	g.Abandoned = func(why error) { outcome <- why }
 	go func() { outcome <- t.log.Append(g) }()

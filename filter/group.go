@@ -2,6 +2,7 @@ package filter
 
 import (
 	"errors"
+	"slices"
 	"unsafe"
 
 	"afterimage/blockdev"
@@ -233,13 +234,35 @@ func (g *group) gaps() {
 	}
 }
 
-// finish writes the disk, unlocks and completes.
+// finish writes the disk, unlocks and completes; where there is no room, a worker does
+// that. g is no longer the caller's.
 func (g *group) finish() {
 	f := g.f
 	begin := blockdev.Monotonic()
 	f.stats.Append.record(begin - g.begin)
 	f.dev.Do(g.writes)
 	f.stats.Disk.record(blockdev.Monotonic() - begin)
+	if g.t != nil && slices.ContainsFunc(g.writes, lacksRoom) {
+		f.workers.Go(func() {
+			f.makeRoom(g.t, g.writes, g.unlog)
+			g.end()
+		})
+		return
+	}
+	g.end()
+}
+
+// unlog tells the log that it need not wait for the writes.
+func (g *group) unlog() {
+	if g.appended {
+		g.t.log.Finished(g.log)
+		g.appended = false
+	}
+}
+
+// end unlocks and completes.
+func (g *group) end() {
+	f := g.f
 	f.stats.Batches.Add(1)
 	bytes := int64(0)
 	for _, r := range g.writes {
@@ -252,9 +275,7 @@ func (g *group) finish() {
 	}
 	f.stats.Writes.Add(int64(len(g.writes)))
 	f.stats.WrittenBytes.Add(bytes)
-	if g.appended {
-		g.t.log.Finished(g.log)
-	}
+	g.unlog()
 	if g.hot != nil {
 		for _, r := range g.writes {
 			g.hot.Leave(r.Off, r.Len)

@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"slices"
 	"sync"
 )
 
@@ -9,6 +10,7 @@ import (
 type lock struct {
 	off, end int64
 	round    uint8 // of the barrier; see lockTable.rounds
+	copies   bool  // whoever takes it changes nothing there
 	index    int   // in held
 	ready    chan struct{}
 }
@@ -42,32 +44,48 @@ type lockTable struct {
 
 	tee *tee // who takes a lock uses the tee it finds at that moment
 
-	watched *watch // nil: nobody reads without a lock
+	watches []*watch // of those who read without a lock, few
 }
 
-// A watch tells who reads a range without a lock whether it was locked meanwhile.
+// A watch tells who reads a range without a lock which of its blocks were locked
+// meanwhile, by somebody who may have changed them.
 type watch struct {
-	lock    *lock // the one that the reader itself will take, of the range
-	touched bool
+	off, end int64
+	touched  uint64 // a bit for each block from off's on: the range has 64 at most
 }
 
-// watch begins to look out for w's range. There is one watch at a time.
+// watch begins to look out for w's range.
 func (t *lockTable) watch(w *watch) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.watched = w
+	w.touched = 0
+	t.watches = append(t.watches, w)
 	for _, h := range t.held {
-		w.touched = w.touched || h.overlaps(w.lock)
+		w.see(h)
 	}
 }
 
-// takeWatched takes the range that was watched, and ends the watch.
-func (t *lockTable) takeWatched(w *watch) *tee {
-	tee := t.take(w.lock)
+func (t *lockTable) unwatch(w *watch) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.watched = nil
-	return tee
+	t.watches = slices.DeleteFunc(t.watches, func(o *watch) bool { return o == w })
+}
+
+// undisturbed reports whether nobody has locked the block at off since the watch
+// began. The caller holds the block.
+func (t *lockTable) undisturbed(w *watch, off int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return w.touched&(1<<(off/lockBlock-w.off/lockBlock)) == 0
+}
+
+func (w *watch) see(l *lock) {
+	lo, hi := max(l.off, w.off), min(l.end, w.end)
+	if l.copies || lo >= hi {
+		return
+	}
+	first, last := lo/lockBlock-w.off/lockBlock, (hi-1)/lockBlock-w.off/lockBlock
+	w.touched |= ^uint64(0) >> (63 - (last - first)) << first
 }
 
 // tryAll takes the ranges of those locks that conflict with nothing, neither
@@ -129,8 +147,8 @@ func (t *lockTable) releaseOne(l *lock) {
 func (t *lockTable) holdLocked(l *lock) {
 	l.round = t.round
 	t.rounds[l.round]++
-	if w := t.watched; w != nil && w.lock != l && w.lock.overlaps(l) {
-		w.touched = true
+	for _, w := range t.watches {
+		w.see(l)
 	}
 	l.index = len(t.held)
 	t.held = append(t.held, l)

@@ -32,6 +32,10 @@ type Found struct {
 	// Acked is the place up to which a replica has acknowledged the log: gaps and
 	// copies before it are healed.
 	Acked hrl.Mark
+	// Session, if not nil, says that the session goes on in which what was copied was
+	// delivered: those gaps need not be copied again. All that was logged before its
+	// mark, if it is not zero, is a gap in the map.
+	Session *hrl.Mark
 	// Evidence says that what the log holds is no content, whatever Log is: it
 	// was so before, and no point has been acknowledged since.
 	Evidence bool
@@ -79,8 +83,11 @@ func (f *Filter) Recover(log *hrl.Log, disk hrl.DiskID, name string, found Found
 	}
 	evidence := found.Evidence || found.Log == hrl.RecoverPowerCut
 	out.Whole = f.unknown(&found, evidence)
+	if out.Whole == nil && found.Session != nil {
+		f.gaps.restore()
+	}
 	if out.Whole == nil && !evidence && found.Log == hrl.RecoverKill {
-		if err := a.reread(log, name, found.Acked); err != nil {
+		if err := a.reread(log, name, &found); err != nil {
 			return out, err
 		}
 	}
@@ -146,12 +153,18 @@ func orUnknown(err error) error {
 }
 
 // reread compares the disk with the log of a process that was killed.
-func (a *again) reread(log *hrl.Log, name string, acked hrl.Mark) error {
+func (a *again) reread(log *hrl.Log, name string, found *Found) error {
 	segs, err := log.Segments()
 	if err != nil {
 		return err
 	}
 	defer segs.Close()
+	defer func(all []*hrl.Segment) { segs.Segments = all }(segs.Segments)
+	acked := found.Acked
+	if m := found.Session; m != nil && *m != (hrl.Mark{}) {
+		acked = *m
+		segs.Segments = after(segs.Segments, acked)
+	}
 	_, err = segs.LatestUnhealed(name, acked, a.compare)
 	switch {
 	case err == nil, errors.Is(err, hrl.ErrNoDisk): // nothing was ever logged of it
@@ -161,6 +174,23 @@ func (a *again) reread(log *hrl.Log, name string, acked hrl.Mark) error {
 		return fmt.Errorf("compare %s with its log: %w", a.f.info.Name, err)
 	}
 	return nil
+}
+
+// after leaves out segments that lie wholly before the mark. All that they have is a gap,
+// and they may be torn, for they may have seen a power cut. A write in them that had not
+// ended on the disk is a gap that was not copied since, for it had its range locked. (Of
+// what was acknowledged the same cannot be said: the disk may lack such a write.)
+func after(segs []*hrl.Segment, mark hrl.Mark) []*hrl.Segment {
+	for len(segs) > 0 {
+		s := segs[0]
+		unknown := s.Damage != nil && s.Incarnation == 0
+		last := len(segs) == 1 || segs[1].Incarnation != s.Incarnation || segs[1].First > mark.Seq
+		if unknown || s.Incarnation > mark.Incarnation || s.Incarnation == mark.Incarnation && last {
+			break
+		}
+		segs = segs[1:]
+	}
+	return segs
 }
 
 // evidence makes gaps of all that may differ between disk, log and replica.
@@ -258,6 +288,9 @@ func (a *again) compare(v *hrl.Version) error {
 		}
 		return nil
 	}
+	if v.Kind == hrl.KindCopy && a.f.gaps.isCopied(v.Off, n) {
+		return nil // and delivered: nothing newer is a gap
+	}
 	// A gap stays one; copies lie elsewhere and are a gap as far as this log
 	// can tell.
 	a.f.gaps.add(v.Off, n)
@@ -275,7 +308,12 @@ func (a *again) span(off int64, want []byte) error {
 	if int64(len(a.buf)) < hi-lo {
 		a.buf = blockdev.AlignedBuf(int(hi - lo))
 	}
-	if err := blockdev.ReadAt(a.f.dev, a.buf[:hi-lo], lo); err != nil {
+	if err := blockdev.ReadAt(a.f.dev, a.buf[:hi-lo], lo); isUnreadable(err) {
+		// CopyGap finds out what of it is (RULES G5).
+		a.f.gaps.add(off, int64(len(want)))
+		a.out.GapBytes += int64(len(want))
+		return nil
+	} else if err != nil {
 		return err
 	}
 	have := a.buf[off-lo : off-lo+int64(len(want))]

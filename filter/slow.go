@@ -3,6 +3,7 @@ package filter
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"afterimage/blockdev"
@@ -299,6 +300,9 @@ func (c *change) finish() {
 	}
 	f.dev.Do(c.parts)
 	f.stats.Disk.record(blockdev.Monotonic() - begin)
+	if c.t != nil && slices.ContainsFunc(c.parts, lacksRoom) {
+		f.makeRoom(c.t, c.parts, c.unlog)
+	}
 	for _, p := range c.parts {
 		if p.Op == blockdev.OpTrim && p.Err == nil {
 			r.Done = p.Done
@@ -323,10 +327,16 @@ func (c *change) finish() {
 			r.Err = f.latch.err() // another sync may have taken the report of ours
 		}
 	}
+	c.unlog()
+	c.unlock()
+}
+
+// unlog tells the log that it need not wait for the change.
+func (c *change) unlog() {
 	for _, g := range c.logged {
 		c.t.log.Finished(g)
 	}
-	c.unlock()
+	c.logged = nil
 }
 
 // noRoom reports whether a FUA request failed because there is no room for it,

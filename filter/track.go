@@ -17,6 +17,10 @@ type Tracking struct {
 	// Gaps keeps the gaps over a kill, and, synced, over a power cut; nil: they
 	// are kept in memory and in the log.
 	Gaps *gap.Map
+	// Pending, if there are Gaps, lacks those whose copies the replica has, durably,
+	// so that a copy goes on after a crash; Sent has those of which older copies may
+	// lie over there. Nil, both: it begins anew.
+	Pending, Sent *gap.Map
 	// Marked is called when an extent was marked, and must not block: somebody
 	// may have to cool others. May be nil.
 	Marked func()
@@ -30,7 +34,7 @@ func (f *Filter) Track(t Tracking) {
 	}
 	f.track = t
 	f.marking = sync.Once{}
-	f.gaps.keepIn(t.Gaps)
+	f.gaps.keepIn(&t)
 }
 
 // mark waits until the extents of a range are durably marked (rule R1). The caller is

@@ -181,7 +181,9 @@ func (l *Log) makeRoomLocked(o *op, entries int) error {
 		case l.spareErr != nil:
 			return l.spareErr
 		case o.late:
+			// Nobody else waits for it: until there is one, appends are refused at once.
 			l.stats.Late++
+			l.spareErr = ErrNoSegment
 			return ErrNoSegment
 		}
 		l.keeper.kick()

@@ -19,6 +19,7 @@
 //	evidence.go  what a log is good for after a power cut
 //	release.go   what nothing needs any more; reading what lies behind a mark
 //	place.go     where cuts lie, so that such a reader need not look for them
+//	giveup.go    room for a disk that has none
 //	keeper.go    the goroutine that prepares, seals and writes behind
 //	cut.go       ending an epoch
 //	reader.go    segments and their frames, forwards and backwards
@@ -56,6 +57,10 @@
 // use until the append has really returned, and the sequence numbers it had are
 // never used again.
 //
+// A log that has failed takes appends again after a while, twice as long each time it
+// fails soon after that, and only once the keeper has written something itself: so a log
+// that hangs or is slow does not cost a guest's write its time again and again.
+//
 // # Layers
 //
 // A layer covers (p, q], from one cut to another; both are positions of the VM,
@@ -85,9 +90,9 @@
 // Releasing: what a replica has acknowledged goes, but for the segment that holds the
 // acknowledged cut; a log that does not have that one any more lacks something.
 //
-// Recycling: at its quota the log gives up its oldest segment, once all of its
-// writes have ended on the disk (RULES C3), and its file becomes a spare. Its
-// frames count until the spare is used: then one system call overwrites the old
+// Recycling: at its quota, or where its file system has no room for it (Options.Room),
+// the log gives up its oldest segments, once all of their writes have ended on the disk
+// (RULES C3), and their files become spares. Their frames count until the spare is used: then one system call overwrites the old
 // header and writes the gap frame that names what they changed. The new header
 // draws a new 128-bit salt, which seeds the checksums of all its frames, so nothing
 // that lies in the file from before can be taken for a frame (RULES C2).

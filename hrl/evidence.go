@@ -11,7 +11,7 @@ import "fmt"
 // frames may be torn, or missing; but what a Sync has made durable must be there. If it
 // is not, an error that wraps ErrDamaged says so: then nobody knows what changed. What is
 // torn or missing behind that was written to extents that are still marked. Copies
-// change no disk, but whoever made them has forgotten them: they count.
+// change no disk, but count unless whoever made them remembers them (Options.CopiesKept).
 //
 // Later it knows without reading what this incarnation has logged; copies do not count.
 func (l *Log) Evidence(behind Mark) (*BlockSet, error) {
@@ -33,6 +33,7 @@ func (l *Log) Evidence(behind Mark) (*BlockSet, error) {
 		return nil, err
 	}
 	defer segs.Close()
+	segs.copiesKept = l.opt.CopiesKept
 	if err := segs.durable(&m); err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (l *Log) touchedBehind(behind Mark, disks []diskState) *BlockSet {
 	}
 	l.mu.Unlock()
 	for _, s := range old {
-		set.AddSet(s.touchedSet(l.fs, disks))
+		set.AddSet(s.touchedSet(l, disks))
 	}
 	l.mu.Lock()
 	l.readers--

@@ -11,15 +11,17 @@ import (
 // demand: the kth operation fails, writes are short, or hang until let go.
 type faultFS struct {
 	FS
-	mu      sync.Mutex
-	failAt  int // fail the operation with this number, from 1; 0: none
-	sticky  bool
-	ops     int
-	fired   bool
-	err     error
-	short   bool          // a failing write first writes half
-	hang    chan struct{} // appends wait until it is closed
-	hanging int           // appends that wait
+	mu       sync.Mutex
+	failAt   int // fail the operation with this number, from 1; 0: none
+	sticky   bool
+	ops      int
+	fired    bool
+	err      error
+	short    bool          // a failing write first writes half
+	hang     chan struct{} // appends wait until it is closed
+	hanging  int           // appends that wait
+	noAppend bool          // appends fail
+	reading  func() error  // is called before each reading, if set, and its error is that one's
 	// before, if set, is called before files are made and allocated, and its
 	// error is theirs. It may wait.
 	before func(op string) error
@@ -130,6 +132,14 @@ type faultFile struct {
 }
 
 func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
+	f.f.mu.Lock()
+	reading := f.f.reading
+	f.f.mu.Unlock()
+	if reading != nil {
+		if err := reading(); err != nil {
+			return 0, err
+		}
+	}
 	if err := f.f.op(); err != nil {
 		return 0, err
 	}
@@ -145,7 +155,7 @@ func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 
 func (f *faultFile) WritevAt(bufs [][]byte, off int64) (int64, error) {
 	f.f.mu.Lock()
-	hang, short := f.f.hang, f.f.short
+	hang, short, fail := f.f.hang, f.f.short, f.f.noAppend
 	if hang != nil {
 		f.f.hanging++
 	}
@@ -153,6 +163,9 @@ func (f *faultFile) WritevAt(bufs [][]byte, off int64) (int64, error) {
 	if hang != nil {
 		<-hang
 		f.f.set(func() { f.f.hanging-- })
+	}
+	if fail {
+		return 0, f.f.err
 	}
 	if err := f.f.op(); err != nil {
 		if short && len(bufs) > 1 {

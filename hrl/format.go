@@ -47,7 +47,7 @@ type Kind uint8
 const (
 	KindWrite   Kind = iota + 1 // [Off, Off+Len) now holds the payload
 	KindZero                    // [Off, Off+Len) now reads as zero
-	KindCopy                    // [Off, Off+Len) was copied; the payload is the SHA-256 of its bytes, which lie elsewhere
+	KindCopy                    // [Off, Off+Len) was copied; the payload is the SHA-256 of its bytes, which lie elsewhere; zeroes: it cannot be read
 	KindResize                  // the disk's size changed between Off and Off+Len, which reads as zero; payload: new size
 	KindCut                     // ends an epoch; payload: cutPayload
 	KindGap                     // the payload's blocks may have changed, up to here, without a frame

@@ -36,6 +36,15 @@ func GapsEntry(set *BlockSet) Entry {
 	return Entry{Kind: KindGap, Disk: noDisk, Data: boundedSet(set, groupSpanMax/2)}
 }
 
+// UnreadableEntry is an entry which says that the range was to be copied, and cannot be
+// read. It is a KindCopy with a digest that nothing has.
+func UnreadableEntry(disk DiskID, off, length int64) Entry {
+	return Entry{Kind: KindCopy, Disk: disk, Off: off, Len: length, Data: unreadableDigest[:]}
+}
+
+// unreadableDigest stands where the digest of what was copied should be.
+var unreadableDigest [digestBytes]byte
+
 // ResizeEntry is an entry which says that the disk's size in bytes changed from
 // old to size. It stands for a zeroing of all between the two as well.
 func ResizeEntry(disk DiskID, old, size int64) Entry {

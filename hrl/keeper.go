@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -21,13 +22,15 @@ type keeper struct {
 	done     chan struct{}
 	watchers sync.WaitGroup // the watchdog
 
-	toSeal   []*segment // guarded by Log.mu
-	sealing  bool       // guarded by Log.mu: a seal is being written
-	toRemove []string   // guarded by Log.mu: segments that nothing needs any more
-	ended    bool       // guarded by Log.mu: it touches no file any more
-	names    uint64     // of segment files; the keeper's own
-	clean    bool       // set before quit is closed: sync everything
-	err      error      // of the syncs, valid when done is closed
+	toSeal   []*segment    // guarded by Log.mu
+	sealing  bool          // guarded by Log.mu: a seal is being written
+	asked    chan struct{} // guarded by Log.mu: GiveUp waits until it is closed; or nil
+	toRemove []string      // guarded by Log.mu: segments that nothing needs any more
+	ended    bool          // guarded by Log.mu: it touches no file any more
+	names    uint64        // of segment files; the keeper's own
+	pause    time.Duration // until a spare is tried to be made again; the keeper's own
+	clean    bool          // set before quit is closed: sync everything
+	err      error         // of the syncs, valid when done is closed
 }
 
 const (
@@ -35,9 +38,16 @@ const (
 	// write-back, so that an unsynced log neither fills the page cache with
 	// dirty pages nor makes the disk idle (RULES C7).
 	writeBehindStep = 8 << 20
-	// spareRetry is how long the keeper waits after it could not make a spare.
-	spareRetry = time.Second
+	// retryMin and retryMax bound how long the keeper waits until it tries again what
+	// failed: twice as long each time. What works for healthyAfter is taken to be
+	// well again.
+	retryMin     = time.Second
+	retryMax     = 30 * time.Second
+	healthyAfter = time.Minute
 )
+
+// errNeeded says that a segment at the quota may not be given up yet.
+var errNeeded = errors.New("still needed")
 
 // stopLimit is how long Close waits for a log disk that does not answer; tests
 // do not wait that long.
@@ -92,6 +102,7 @@ func (k *keeper) run() {
 		select {
 		case <-k.wakeup:
 		case <-retry.C:
+			k.pause = min(2*k.pause, retryMax)
 		case <-k.quit:
 			if k.clean {
 				k.err = k.finish()
@@ -104,13 +115,82 @@ func (k *keeper) run() {
 		k.seal()
 		k.clearBroken()
 		k.remove()
+		k.give()
 		k.release()
 		k.noteBegun()
 		k.writeBehind()
-		if err := k.spare(); err != nil {
-			retry.Reset(spareRetry)
+		err := k.spare()
+		if err == nil || errors.Is(err, errNeeded) {
+			k.pause = 0
+		}
+		k.pause = max(k.pause, retryMin)
+		if err != nil {
+			retry.Reset(k.untilRetry())
 		}
 	}
+}
+
+// untilRetry is how long to wait before spares are tried again.
+func (k *keeper) untilRetry() time.Duration {
+	k.l.mu.Lock()
+	defer k.l.mu.Unlock()
+	if wait := time.Until(k.l.retryAt); k.l.suspect && wait > 0 {
+		return wait
+	}
+	return k.pause
+}
+
+// backOffLocked refuses appends for a while: longer each time, if it is again that they
+// fail. So a log that fails, or hangs, or is too slow whenever it is used costs a guest's
+// write its time now and then, and seldom.
+func (l *Log) backOffLocked(again bool) {
+	if again && l.pause > 0 {
+		l.pause = min(2*l.pause, retryMax)
+	} else {
+		l.pause = retryMin
+	}
+	l.retryAt = time.Now().Add(l.pause)
+}
+
+// probe finds out whether the log's disk takes writes, in the time that an append has:
+// it writes the last page of a spare as it is. So what a disk that still hangs holds up
+// is the keeper, and no guest.
+func (k *keeper) probe(s *segment) error {
+	begin := time.Now()
+	page := make([]byte, footerBytes)
+	if _, err := s.f.ReadAt(page, s.size-footerBytes); err != nil {
+		return err
+	}
+	if _, err := s.f.WriteAt(page, s.size-footerBytes); err != nil {
+		return err
+	}
+	if limit := k.l.opt.AppendLimit; limit > 0 && time.Since(begin) > limit {
+		return ErrLate
+	}
+	return nil
+}
+
+// comeBack lets a log that has failed take appends again, if there is a spare and it can
+// be written.
+func (k *keeper) comeBack() {
+	l := k.l
+	l.mu.Lock()
+	if !l.suspect || time.Until(l.retryAt) > 0 || len(l.spares) == 0 || l.closed {
+		l.mu.Unlock()
+		return
+	}
+	s := l.spares[0] // nobody takes it while appends are refused
+	l.mu.Unlock()
+	err := k.probe(s)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.backOffLocked(true)
+		l.spareErr = fmt.Errorf("the log still fails: %w", err)
+		return
+	}
+	l.suspect, l.spareErr, l.returned = false, nil, time.Now()
+	l.room.Broadcast()
 }
 
 // noteBegun notes in LOG which segment is the newest, so that the next Open knows
@@ -215,13 +295,17 @@ func (k *keeper) clearBroken() {
 	}
 }
 
-// reclaim turns the oldest segment into a spare if one more would be over the
-// quota. Its frames count until its header is overwritten, which happens
-// together with writing the gap frame that names what they changed; the
-// caller's gaps are stored before. Nil without an error: make a new one.
-func (k *keeper) reclaim() (*segment, error) {
+// reclaim turns the oldest segments into spares if one more would be over the
+// quota, or if there is no room for one more. Its frames count until its header is
+// overwritten, which happens together with writing the gap frame that names what they
+// changed; the caller's gaps are stored before. None without an error: make a new one.
+//
+// At the quota a bunch of them is given up at once, so that whoever copies what they
+// touched is not soon told that there is more (RULES G4).
+func (k *keeper) reclaim(noRoom bool) ([]*segment, error) {
+	l := k.l
 	for {
-		s, err := k.reclaimable()
+		s, err := k.reclaimable(noRoom)
 		if s == nil || err != nil {
 			return nil, err
 		}
@@ -232,15 +316,25 @@ func (k *keeper) reclaim() (*segment, error) {
 			k.clearBroken()
 			continue
 		}
-		spare, err := k.reuse(s)
-		if spare != nil {
-			k.shrink(spare)
+		bunch := []*segment{s}
+		for int64(len(bunch)+1)*l.opt.SegmentBytes <= l.opt.Quota/bunchPart && !noRoom {
+			if s, err = k.reclaimable(true); s == nil || err != nil || s.f != nil {
+				break // it is still needed
+			}
+			bunch = append(bunch, s)
 		}
-		if spare != nil || err != nil {
-			return spare, err
+		spares, err := k.reuse(bunch)
+		if len(spares) > 0 {
+			k.shrink(spares[0])
+		}
+		if len(spares) > 0 || err != nil {
+			return spares, err
 		}
 	}
 }
+
+// bunchPart is which part of the quota a bunch is at most.
+const bunchPart = 8
 
 // shrink gives up more of the oldest segments, if there are too many even so:
 // every start makes new spares, for the old ones may hold frames that count. The
@@ -249,15 +343,15 @@ func (k *keeper) reclaim() (*segment, error) {
 func (k *keeper) shrink(spare *segment) {
 	l := k.l
 	for {
-		s, err := k.reclaimable()
+		s, err := k.reclaimable(false)
 		if s == nil || err != nil || s.f != nil {
 			return // there will be another time
 		}
 		l.mu.Lock()
 		disks := append([]diskState(nil), l.disks...)
 		l.mu.Unlock()
-		touched := s.touchedSet(l.fs, disks)
-		if k.giveUp(s, touched) != nil {
+		touched := s.touchedSet(l, disks)
+		if k.giveUp([]*segment{s}, touched) != nil {
 			return
 		}
 		spare.lost.AddSet(touched)
@@ -281,9 +375,9 @@ func (k *keeper) remove() {
 	}
 }
 
-// reclaimable takes the oldest segment out of the log if the quota asks for it,
-// but leaves it there if it is not closed yet.
-func (k *keeper) reclaimable() (*segment, error) {
+// reclaimable takes the oldest segment out of the log if the quota asks for it, or
+// anyway, but leaves it there if it is not closed yet.
+func (k *keeper) reclaimable(anyway bool) (*segment, error) {
 	l := k.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -297,7 +391,7 @@ func (k *keeper) reclaimable() (*segment, error) {
 	for _, s := range l.spares {
 		used += s.size
 	}
-	if used <= l.opt.Quota {
+	if used <= l.opt.Quota && (!anyway || len(l.sealed) == 0) {
 		return nil, nil
 	}
 	if len(l.sealed) == 0 {
@@ -305,7 +399,7 @@ func (k *keeper) reclaimable() (*segment, error) {
 	}
 	s := l.sealed[0]
 	if s.unfinished.Load() > 0 || s.outstanding > 0 {
-		return nil, fmt.Errorf("the log is at its quota and segment %s is still needed", s.path)
+		return nil, fmt.Errorf("the log is at its quota and segment %s is %w", s.path, errNeeded)
 	}
 	if s.f != nil {
 		return s, nil
@@ -316,21 +410,27 @@ func (k *keeper) reclaimable() (*segment, error) {
 	return s, nil
 }
 
-// giveUp has what a segment's frames touched stored as gaps, durably, and notes that
-// the segment does not count any more. If that cannot be done it stays the oldest; the
+// giveUp has what segments' frames touched stored as gaps, durably, and notes that
+// they do not count any more. If that cannot be done they stay the oldest; the
 // next try is in a moment.
-func (k *keeper) giveUp(s *segment, touched *BlockSet) error {
+func (k *keeper) giveUp(segs []*segment, touched *BlockSet) error {
 	l := k.l
 	err := l.opt.Reclaimed(touched)
 	if err == nil {
 		err = l.forgetBefore(k.oldest())
 	}
 	if err != nil {
-		l.mu.Lock()
-		l.sealed = slices.Insert(l.sealed, 0, s)
-		l.mu.Unlock()
+		k.putBack(segs)
 	}
 	return err
+}
+
+// putBack makes segments the oldest ones again.
+func (k *keeper) putBack(segs []*segment) {
+	l := k.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sealed = slices.Insert(l.sealed, 0, segs...)
 }
 
 // oldest is the number of the oldest segment in the log, or of the next one.
@@ -346,31 +446,50 @@ func (k *keeper) oldest() uint64 {
 	return l.ordinal
 }
 
-// reuse makes a spare of a reclaimed segment. A file of an unfit size, left
-// when the options were others or cut off by an accident, is removed instead,
-// for which nil is returned.
-func (k *keeper) reuse(s *segment) (*segment, error) {
+// reuse makes spares of reclaimed segments, to be used in this order, the oldest first. A
+// file of an unfit size, left when the options were others or cut off by an accident, is
+// removed instead.
+func (k *keeper) reuse(segs []*segment) (spares []*segment, err error) {
 	l := k.l
 	l.mu.Lock()
 	disks := append([]diskState(nil), l.disks...)
 	l.mu.Unlock()
-	touched := s.touchedSet(l.fs, disks)
-	if err := k.giveUp(s, touched); err != nil {
+	touched := make([]*BlockSet, len(segs))
+	all := &BlockSet{}
+	for i, s := range segs {
+		touched[i] = s.touchedSet(l, disks)
+		all.AddSet(touched[i])
+	}
+	if err := k.giveUp(segs, all); err != nil {
 		return nil, err
 	}
-
-	f, err := l.fs.Edit(s.path)
-	var size int64
-	if err == nil {
-		if size, err = f.Size(); err != nil {
-			f.Close()
+	for i, s := range segs {
+		spare, err := k.reuseOne(s, touched[i])
+		if err != nil {
+			k.putBack(segs[i:]) // the next try is in a moment
+			if len(spares) > 0 {
+				break
+			}
+			return nil, err
+		}
+		if spare != nil {
+			spares = append(spares, spare)
 		}
 	}
+	return spares, nil
+}
+
+// reuseOne makes a spare of a segment that was given up. Nil without an error: its file
+// was unfit, and is removed.
+func (k *keeper) reuseOne(s *segment, touched *BlockSet) (*segment, error) {
+	l := k.l
+	f, err := l.fs.Edit(s.path)
 	if err != nil {
-		// It stays the oldest; the next try is in a moment.
-		l.mu.Lock()
-		l.sealed = slices.Insert(l.sealed, 0, s)
-		l.mu.Unlock()
+		return nil, err
+	}
+	size, err := f.Size()
+	if err != nil {
+		f.Close()
 		return nil, err
 	}
 	fit := size == l.opt.SegmentBytes
@@ -393,7 +512,7 @@ func (k *keeper) reuse(s *segment) (*segment, error) {
 
 // touchedSet is what the segment's frames touched; every block of every disk
 // where that cannot be found out.
-func (s *segment) touchedSet(fs FS, disks []diskState) *BlockSet {
+func (s *segment) touchedSet(l *Log, disks []diskState) *BlockSet {
 	var set BlockSet
 	if s.touched != nil {
 		for _, b := range append(s.noted[:len(s.noted):len(s.noted)], s.touched) {
@@ -401,8 +520,9 @@ func (s *segment) touchedSet(fs FS, disks []diskState) *BlockSet {
 		}
 		return &set
 	}
-	if r, err := openSegments(fs, []string{s.path}); err == nil {
+	if r, err := openSegments(l.fs, []string{s.path}); err == nil {
 		defer r.Close()
+		r.copiesKept = l.opt.CopiesKept
 		if len(r.Segments) == 1 && r.touched(r.Segments[0], Mark{}, disks, &set) == nil {
 			return &set
 		}
@@ -414,13 +534,14 @@ func (s *segment) touchedSet(fs FS, disks []diskState) *BlockSet {
 }
 
 // spare makes spares until there are enough. After a failed append it first
-// lets spareRetry pass, in which appends are refused at once.
+// lets a while pass, in which appends are refused at once.
 func (k *keeper) spare() error {
 	l := k.l
 	for {
+		k.comeBack()
 		l.mu.Lock()
-		wait := time.Until(l.retryAt) > 0
-		if l.spareErr != nil && !wait && len(l.spares) > 0 {
+		wait := l.suspect && time.Until(l.retryAt) > 0
+		if l.spareErr != nil && !l.suspect && len(l.spares) > 0 {
 			l.spareErr = nil
 			l.room.Broadcast()
 		}
@@ -433,15 +554,15 @@ func (k *keeper) spare() error {
 		// A spare may take long: seals must not wait for all of them.
 		k.seal()
 		k.writeBehind()
-		s, err := k.reclaim()
-		if s == nil && err == nil {
-			s, err = k.make()
+		s, err := k.reclaim(false)
+		if len(s) == 0 && err == nil {
+			s, err = k.grow()
 		}
 		l.mu.Lock()
 		switch {
 		case err == nil:
-			l.spares = append(l.spares, s)
-			if time.Until(l.retryAt) <= 0 {
+			l.spares = append(l.spares, s...)
+			if !l.suspect {
 				l.spareErr = nil
 			}
 		case len(l.spares) == 0:
@@ -453,6 +574,44 @@ func (k *keeper) spare() error {
 			return err
 		}
 	}
+}
+
+// errReserve says that what room there is belongs to the disks.
+var errReserve = fmt.Errorf("the room that is left is kept for the disks: %w", syscall.ENOSPC)
+
+// grow makes a new segment; where there is no room for one, the oldest is used anew.
+func (k *keeper) grow() ([]*segment, error) {
+	err := error(errReserve)
+	if k.mayGrow() {
+		var s *segment
+		if s, err = k.make(); err == nil {
+			return []*segment{s}, nil
+		}
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if old, rerr := k.reclaim(true); len(old) > 0 || rerr != nil {
+			return old, rerr
+		}
+	}
+	return nil, err
+}
+
+// mayGrow says whether one more segment leaves the disks their room (RULES F5). The
+// fewest that a log works with it has anyway, until a disk has missed that room.
+func (k *keeper) mayGrow() bool {
+	l := k.l
+	room := l.opt.Room == nil || l.opt.Room(l.opt.SegmentBytes)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if room {
+		l.starved = false
+		return true
+	}
+	n := len(l.sealed) + len(l.spares)
+	if l.tail != nil {
+		n++
+	}
+	return !l.starved && n <= l.opt.Spares
 }
 
 // make makes a new segment file: allocated, and with Prewrite written once, so

@@ -1,6 +1,7 @@
 package hrl
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 )
@@ -16,6 +17,12 @@ type Version struct {
 	s  *Segment
 	at int64 // of KindWrite and KindCopy: bytes into the segment where Data begins
 	of span  // of KindCopy: the whole frame's range
+}
+
+// Unreadable reports whether the range could not be read when it was to be copied:
+// nobody knows what it holds.
+func (v *Version) Unreadable() bool {
+	return v.Kind == KindCopy && bytes.Equal(v.Data, unreadableDigest[:])
 }
 
 // LatestStats counts what a run of Latest did.

@@ -172,17 +172,39 @@ func (l *Layer) find(off int64) (layerEntry, bool, error) {
 // Lookup returns the first run of [off, off+n) that the layer has, Zero set if
 // it is an extent of zeroes; false if it has nothing there.
 func (l *Layer) Lookup(off, n int64) (blockdev.Run, bool, error) {
-	e, ok, err := l.find(off)
-	if err != nil || !ok || n <= 0 || e.off >= off+n {
-		return blockdev.Run{}, false, err
+	for end := off + n; off < end; {
+		e, ok, err := l.find(off)
+		if err != nil || !ok || e.off >= end {
+			return blockdev.Run{}, false, err
+		}
+		from, to := max(e.off, off), min(e.end(), end)
+		if !e.unreadable {
+			return blockdev.Run{Extent: blockdev.Extent{Off: from, Len: to - from}, Zero: e.pos == 0, Hole: e.pos == 0}, true, nil
+		}
+		off = to
 	}
-	from, to := max(e.off, off), min(e.end(), off+n)
-	return blockdev.Run{Extent: blockdev.Extent{Off: from, Len: to - from}, Zero: e.pos == 0, Hole: e.pos == 0}, true, nil
+	return blockdev.Run{}, false, nil
 }
 
 // Extents calls visit for all that the layer has, in order, until it returns
 // false. Extents that touch come as the index has them.
 func (l *Layer) Extents(visit func(blockdev.Run) bool) error {
+	return l.entries(func(e *layerEntry) bool {
+		return e.unreadable || visit(blockdev.Run{Extent: blockdev.Extent{Off: e.off, Len: e.len}, Zero: e.pos == 0, Hole: e.pos == 0})
+	})
+}
+
+// Unreadable calls visit for what the primary could not read at the layer's cut, in
+// order, until it returns false. The layer has nothing there.
+func (l *Layer) Unreadable(visit func(blockdev.Extent) bool) error {
+	if l.trailer.lost == 0 {
+		return nil
+	}
+	return l.entries(func(e *layerEntry) bool { return !e.unreadable || visit(blockdev.Extent{Off: e.off, Len: e.len}) })
+}
+
+// entries calls visit for the whole index, in order, until it returns false.
+func (l *Layer) entries(visit func(*layerEntry) bool) error {
 	for i := range l.trailer.pages() {
 		p, err := l.page(i)
 		if err != nil {
@@ -190,7 +212,7 @@ func (l *Layer) Extents(visit func(blockdev.Run) bool) error {
 		}
 		for k := range pageEntries(p) {
 			e := entryAt(p, k)
-			if !visit(blockdev.Run{Extent: blockdev.Extent{Off: e.off, Len: e.len}, Zero: e.pos == 0, Hole: e.pos == 0}) {
+			if !visit(&e) {
 				return nil
 			}
 		}
@@ -211,7 +233,7 @@ func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
 		if err != nil {
 			return done, err
 		}
-		if !ok || e.off > at {
+		if !ok || e.off > at || e.unreadable {
 			return done, fmt.Errorf("layer %s at byte %d of the disk: %w", l.Path, at, ErrAbsent)
 		}
 		n := min(int64(len(p)-done), e.end()-at)

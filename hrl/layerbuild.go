@@ -24,7 +24,8 @@ type LayerOptions struct {
 	Copied func(e blockdev.Extent, digest [sha256.Size]byte, buf []byte) error
 	// CopiesBelow leaves out whatever has a copy as its newest version: the
 	// layer will lie over others that have those bytes (rule R5). Of what was
-	// copied and changed afterwards it has the change, as of anything else.
+	// copied and changed afterwards it has the change, as of anything else. What
+	// could not be copied, for nobody could read it, is said in either case.
 	CopiesBelow bool
 }
 
@@ -86,6 +87,7 @@ type ref struct {
 	at   int64    // of the bytes in the segment; of a copy's digest
 	sum  uint32   // CRC-32C of the bytes, taken when the frame was checked
 	copy int32    // its place in copies plus one; 0: a write
+	lost bool     // could not be read
 }
 
 type layerBuilder struct {
@@ -154,6 +156,10 @@ func (b *layerBuilder) collect(lo, hi int64) error {
 			ref.s, ref.at = v.s, v.at
 			ref.sum = crc32.Checksum(v.Data[:n], castagnoli)
 		case KindCopy:
+			if v.Unreadable() {
+				ref.lost = true
+				break
+			}
 			if b.o.CopiesBelow {
 				return nil
 			}
@@ -193,6 +199,9 @@ func (b *layerBuilder) collect(lo, hi int64) error {
 
 // emit writes one version.
 func (b *layerBuilder) emit(ref *ref) error {
+	if ref.lost {
+		return b.w.Unreadable(ref.off, ref.len)
+	}
 	if ref.s == nil {
 		return b.w.Zero(ref.off, ref.len)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,10 +42,13 @@ func goldenLayer(t testing.TB, compressed bool) []byte {
 		func() error { return w.Zero(8192+2048, 512) }, // joins the one before
 		func() error { return w.Data(LayerDataMax-512, p[:1024]) },
 		func() error { return w.Data(LayerDataMax+512, p[:512]) },
-		func() error { return w.Zero(4<<20, 4<<20) },
+		func() error { return w.Zero(4<<20, 4096) },
+		func() error { return w.Unreadable(4<<20+4096, 4096) },
+		func() error { return w.Unreadable(4<<20+8192, 4096) }, // joins the one before
+		func() error { return w.Zero(4<<20+12288, 4<<20-12288) },
 	}
 	if compressed {
-		steps = append(steps[:6], func() error { return w.Data(1<<20, bytes.Repeat([]byte("text"), 25<<10)) }, steps[6])
+		steps = slices.Insert(steps, 6, func() error { return w.Data(1<<20, bytes.Repeat([]byte("text"), 25<<10)) })
 	}
 	for _, s := range steps {
 		if err := s(); err != nil {
@@ -84,8 +88,10 @@ func TestGoldenLayer(t *testing.T) {
 	if !bytes.Equal(b, readGolden(t, layerGolden)) {
 		t.Error("the format was changed: raise LayerVersion")
 	}
-	if _, err := OpenLayer(memFS{data: readGolden(t, "layer-zstd")}, "f"); !errors.Is(err, ErrVersion) {
-		t.Errorf("a layer of version 1: %v", err)
+	for _, version := range []string{"v1", "v2"} {
+		if _, err := OpenLayer(memFS{data: readGolden(t, filepath.Join("..", version, "layer-zstd"))}, "f"); !errors.Is(err, ErrVersion) {
+			t.Errorf("a layer of version %s: %v", version, err)
+		}
 	}
 	l, err := OpenLayer(memFS{data: readGolden(t, layerGolden+"-zstd")}, "f")
 	if err != nil {
@@ -99,8 +105,23 @@ func TestGoldenLayer(t *testing.T) {
 		t.Fatalf("%d bytes: %v", n, err)
 	}
 	var runs []blockdev.Run
-	if err := l.Extents(func(r blockdev.Run) bool { runs = append(runs, r); return true }); err != nil || len(runs) != 8 {
+	if err := l.Extents(func(r blockdev.Run) bool { runs = append(runs, r); return true }); err != nil || len(runs) != 9 {
 		t.Fatalf("%v, %v", runs, err)
+	}
+	var lost []blockdev.Extent
+	if err := l.Unreadable(func(e blockdev.Extent) bool { lost = append(lost, e); return true }); err != nil ||
+		!slices.Equal(lost, []blockdev.Extent{{Off: 4<<20 + 4096, Len: 8192}}) {
+		t.Fatalf("unreadable: %v, %v", lost, err)
+	}
+	// What is unreadable is passed over: the layer does not have it.
+	if run, ok, err := l.Lookup(4<<20+6000, 1<<20); err != nil || !ok || run.Off != 4<<20+12288 || !run.Zero {
+		t.Fatalf("%v, %v, %v", run, ok, err)
+	}
+	if _, ok, err := l.Lookup(4<<20+4096, 8192); ok || err != nil {
+		t.Fatalf("found in what is unreadable: %v", err)
+	}
+	if n, err := l.ReadAt(got[:8192], 4<<20); n != 4096 || !errors.Is(err, ErrAbsent) {
+		t.Fatalf("%d bytes of what is unreadable: %v", n, err)
 	}
 	if n, err := l.ReadAt(got[:1024], 4096-512); n != 512 || !errors.Is(err, ErrAbsent) {
 		t.Fatalf("%d bytes of what the layer does not have: %v", n, err)

@@ -10,7 +10,7 @@ import (
 )
 
 // LayerVersion is the version of the layer format. A reader refuses any other.
-const LayerVersion = 2
+const LayerVersion = 3
 
 const (
 	layerHeaderBytes  = 512
@@ -29,8 +29,8 @@ const (
 //
 //	header    512 bytes
 //	frames    data, sorted by their place on the disk
-//	index     pages of 4 KiB, sorted: extents with data, and extents of zeroes,
-//	          which are nowhere else
+//	index     pages of 4 KiB, sorted: extents with data, and extents of zeroes and
+//	          unreadable ones, which are nowhere else
 //	trailer   the last 128 bytes, from which the rest is found
 //
 // Every checksum of a layer but the header's is seeded by the header's, so that
@@ -231,12 +231,18 @@ func layerSpan(stored uint32) int64 {
 //	            8  8  len     bytes on the disk
 //	           16  8  pos     where the frame begins in the file; 0: zeroes
 //	           24  4  stored  bytes the frame stores
-//	           28  4  zero
+//	           28  4  flags   1: unreadable; pos is 0
 type layerEntry struct {
 	off, len int64
 	pos      int64
 	stored   uint32
+	// unreadable says that the primary could not read the extent at the cut: the
+	// layer has nothing there, what lies below it shows, and that is not what the
+	// disk held (RULES G5).
+	unreadable bool
 }
+
+const entryUnreadable = 1 // a flag
 
 func (e *layerEntry) end() int64 { return e.off + e.len }
 
@@ -247,14 +253,18 @@ func putEntry(page []byte, i int, e *layerEntry) {
 	le.PutUint64(b[8:], uint64(e.len))
 	le.PutUint64(b[16:], uint64(e.pos))
 	le.PutUint32(b[24:], e.stored)
-	le.PutUint32(b[28:], 0)
+	flags := uint32(0)
+	if e.unreadable {
+		flags = entryUnreadable
+	}
+	le.PutUint32(b[28:], flags)
 }
 
 // entryAt returns entry i of a page that was checked.
 func entryAt(page []byte, i int) layerEntry {
 	b := page[layerEntryBytes*(i+1):]
 	le := binary.LittleEndian
-	return layerEntry{int64(le.Uint64(b)), int64(le.Uint64(b[8:])), int64(le.Uint64(b[16:])), le.Uint32(b[24:])}
+	return layerEntry{int64(le.Uint64(b)), int64(le.Uint64(b[8:])), int64(le.Uint64(b[16:])), le.Uint32(b[24:]), b[28]&entryUnreadable != 0}
 }
 
 func pageEntries(page []byte) int { return int(binary.LittleEndian.Uint32(page[4:])) }
@@ -293,7 +303,8 @@ func checkPage(page []byte, number int64, t *layerTrailer, size int64, seed uint
 			bad = bad || e.len > LayerDataMax || e.stored == 0 || int64(e.stored) > e.len ||
 				e.pos < layerHeaderBytes || e.pos%frameAlign != 0 || e.pos > t.index || layerSpan(e.stored) > t.index-e.pos
 		}
-		if bad || le.Uint32(page[layerEntryBytes*(i+1)+28:]) != 0 {
+		flags := le.Uint32(page[layerEntryBytes*(i+1)+28:])
+		if bad || flags&^entryUnreadable != 0 || flags != 0 && e.pos != 0 {
 			return fmt.Errorf("index page: entry %d is impossible", i)
 		}
 		last = e.end()
@@ -311,13 +322,15 @@ func checkPage(page []byte, number int64, t *layerTrailer, size int64, seed uint
 //	  16     8  index    where the first index page begins: the end of the frames
 //	  24     8  entries  of the index
 //	  32     8  data     bytes on the disk of entries with data
-//	  40     8  zeroes   bytes on the disk of entries without
+//	  40     8  zeroes   bytes on the disk of entries of zeroes
 //	  48     8  size     bytes of the whole file
-//	  56    72  zero
+//	  56     8  lost     bytes on the disk of unreadable entries
+//	  64    64  zero
 type layerTrailer struct {
 	index, entries int64
 	data, zero     int64
 	size           int64
+	lost           int64
 }
 
 func (t *layerTrailer) pages() int64 { return (t.entries + layerPageEntries - 1) / layerPageEntries }
@@ -327,7 +340,7 @@ func (t *layerTrailer) encode(b *[layerTrailerBytes]byte, seed uint32) {
 	copy(b[:], trailerMagic[:])
 	b[7] = LayerVersion
 	le := binary.LittleEndian
-	for i, v := range []int64{t.index, t.entries, t.data, t.zero, t.size} {
+	for i, v := range []int64{t.index, t.entries, t.data, t.zero, t.size, t.lost} {
 		le.PutUint64(b[16+8*i:], uint64(v))
 	}
 	le.PutUint32(b[8:], crc32.Update(seed, castagnoli, b[12:]))
@@ -341,18 +354,18 @@ func (t *layerTrailer) decode(b *[layerTrailerBytes]byte, seed uint32, file int6
 	if le.Uint32(b[8:]) != crc32.Update(seed, castagnoli, b[12:]) {
 		return fmt.Errorf("trailer: %w", errChecksum)
 	}
-	if !zeroes(b[12:16]) || !zeroes(b[56:]) {
+	if !zeroes(b[12:16]) || !zeroes(b[64:]) {
 		return fmt.Errorf("trailer: %w", errReserved)
 	}
 	at := func(i int) int64 { return int64(le.Uint64(b[16+8*i:])) }
-	*t = layerTrailer{at(0), at(1), at(2), at(3), at(4)}
+	*t = layerTrailer{at(0), at(1), at(2), at(3), at(4), at(5)}
 	switch {
 	case t.size != file:
 		return fmt.Errorf("the file has %d bytes, not %d", file, t.size)
 	case t.index < layerHeaderBytes || t.index > file-layerTrailerBytes || t.index%frameAlign != 0,
 		t.entries < 0 || t.entries > diskBytesMax/sectorBytes,
 		t.index+t.pages()*layerPageBytes+layerTrailerBytes != file,
-		t.data < 0 || t.zero < 0 || t.data > diskBytesMax || t.zero > diskBytesMax:
+		t.data < 0 || t.zero < 0 || t.lost < 0 || t.data > diskBytesMax || t.zero > diskBytesMax || t.lost > diskBytesMax:
 		return errors.New("trailer: impossible numbers")
 	}
 	return nil

@@ -67,7 +67,11 @@ func (l *Layer) verifyParts() error {
 			}
 			last = e.end()
 			if e.pos == 0 {
-				t.zero += e.len
+				if e.unreadable {
+					t.lost += e.len
+				} else {
+					t.zero += e.len
+				}
 				continue
 			}
 			if e.pos != next {
@@ -84,7 +88,7 @@ func (l *Layer) verifyParts() error {
 			}
 		}
 	}
-	if next != l.trailer.index || t.data != l.trailer.data || t.zero != l.trailer.zero {
+	if next != l.trailer.index || t.data != l.trailer.data || t.zero != l.trailer.zero || t.lost != l.trailer.lost {
 		return l.bad(next, errors.New("the trailer says something else than the index"))
 	}
 	return nil

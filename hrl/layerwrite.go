@@ -51,7 +51,7 @@ type LayerWriter struct {
 	trailer layerTrailer
 	page    [layerPageBytes]byte
 	held    int        // entries in page
-	open    layerEntry // zeroes that may go on; len 0: none
+	open    layerEntry // an extent without data that may go on; len 0: none
 	raw     []byte     // data that may go on, at most a frame
 	rawOff  int64
 	end     int64 // on the disk, of what was given
@@ -66,6 +66,7 @@ type LayerFile struct {
 	Bytes  int64             // of the file
 	Data   int64             // bytes on the disk with data
 	Zero   int64             // bytes on the disk that became zero
+	Lost   int64             // bytes on the disk that could not be read
 	// Logged is how many bytes of the disk the log's frames changed of which
 	// the layer was made, each time counted; 0 if it was not made of a log.
 	Logged int64
@@ -111,7 +112,7 @@ func (w *LayerWriter) Data(off int64, p []byte) error {
 	if err := w.take(off, int64(len(p))); err != nil {
 		return err
 	}
-	w.flushZero()
+	w.flushOpen()
 	for len(p) > 0 {
 		if n := len(w.raw); n > 0 && (w.rawOff+int64(n) != off || off%LayerDataMax == 0) {
 			w.flushData()
@@ -128,16 +129,27 @@ func (w *LayerWriter) Data(off int64, p []byte) error {
 
 // Zero says that the range of the disk reads as zero.
 func (w *LayerWriter) Zero(off, length int64) error {
-	if err := w.take(off, length); err != nil {
+	return w.plain(layerEntry{off: off, len: length})
+}
+
+// Unreadable says that nobody could read the range of the disk: what is below the
+// layer shows there.
+func (w *LayerWriter) Unreadable(off, length int64) error {
+	return w.plain(layerEntry{off: off, len: length, unreadable: true})
+}
+
+// plain takes an extent without data.
+func (w *LayerWriter) plain(e layerEntry) error {
+	if err := w.take(e.off, e.len); err != nil {
 		return err
 	}
 	w.flushData()
-	if w.open.len > 0 && w.open.end() == off {
-		w.open.len += length
+	if w.open.len > 0 && w.open.end() == e.off && w.open.unreadable == e.unreadable {
+		w.open.len += e.len
 		return w.err
 	}
-	w.flushZero()
-	w.open = layerEntry{off: off, len: length}
+	w.flushOpen()
+	w.open = e
 	return w.err
 }
 
@@ -153,9 +165,13 @@ func (w *LayerWriter) take(off, length int64) error {
 	return nil
 }
 
-func (w *LayerWriter) flushZero() {
+func (w *LayerWriter) flushOpen() {
 	if w.open.len > 0 {
-		w.trailer.zero += w.open.len
+		if w.open.unreadable {
+			w.trailer.lost += w.open.len
+		} else {
+			w.trailer.zero += w.open.len
+		}
 		w.entry(&w.open)
 		w.open = layerEntry{}
 	}
@@ -222,7 +238,7 @@ func (w *LayerWriter) Commit() (LayerFile, error) {
 
 func (w *LayerWriter) commit() (file LayerFile, err error) {
 	w.flushData()
-	w.flushZero()
+	w.flushOpen()
 	w.flushPage()
 	if w.err == nil {
 		w.err = w.index.flush()
@@ -257,7 +273,7 @@ func (w *LayerWriter) commit() (file LayerFile, err error) {
 	if err := w.out.close(); err != nil {
 		return file, err
 	}
-	file = LayerFile{Bytes: w.trailer.size, Data: w.trailer.data, Zero: w.trailer.zero}
+	file = LayerFile{Bytes: w.trailer.size, Data: w.trailer.data, Zero: w.trailer.zero, Lost: w.trailer.lost}
 	w.sum.Sum(file.Digest[:0])
 	file.Path = filepath.Join(w.dir, LayerName(file.Digest))
 	return file, w.fs.Rename(w.tmp+layerNew, file.Path)

@@ -30,6 +30,14 @@ type Options struct {
 	// durably; with an error they stay. It must be set if Quota is, and must not
 	// call the Log.
 	Reclaimed func(*BlockSet) error
+	// Room says whether so many bytes more may be taken of the log's file system; nil:
+	// as long as it has them. Where it says no, the log is as at its quota, but for the
+	// few segments that it cannot do without (see GiveUp).
+	Room func(bytes int64) bool
+	// CopiesKept says that whoever makes copies remembers them beside the log, as gaps,
+	// until a replica has acknowledged them. Else they count as changes wherever the
+	// log tells what changed of what it has from earlier incarnations.
+	CopiesKept bool
 	// Prewrite writes a new segment full of zeroes before it is used, so that
 	// appends find their blocks allocated and written. It doubles what a
 	// segment costs the first time and saves at every later use, so it is for
@@ -122,6 +130,8 @@ type Log struct {
 
 	keeper keeper
 
+	giving sync.Mutex // held by GiveUp; taken before mu
+
 	// mu guards everything below. It is never held across a system call.
 	mu    sync.Mutex
 	room  sync.Cond // a spare came, or spareErr changed, or the log closes
@@ -147,11 +157,19 @@ type Log struct {
 	surplus []string   // as a segment's: the next tail's gap frame names what they touched
 	lossy   bool       // appends failed since the tail was begun
 
-	spareErr error     // why appends are refused: there is no spare
-	retryAt  time.Time // after a failed append: when a new tail may begin
-	readers  int       // no segment is reclaimed while there are any
-	reading  []Mark    // of those readers that read only what lies behind a mark
-	needless Mark      // what lies before it is needed no more
+	spareErr error // why appends are refused: there is no spare, or suspect is set
+	// suspect says that an append has failed, and nothing has worked since. No tail is
+	// begun before retryAt, which is pause after the failure; returned is when the log
+	// last came back from such a time. See backOffLocked.
+	suspect  bool
+	retryAt  time.Time
+	pause    time.Duration
+	returned time.Time
+	given    int64  // how often GiveUp has given room
+	starved  bool   // a disk had no room, and there was none to spare since
+	readers  int    // no segment is reclaimed while there are any
+	reading  []Mark // of those readers that read only what lies behind a mark
+	needless Mark   // what lies before it is needed no more
 	closed   bool
 	ended    bool // Close has done its part
 	released bool // the files are closed
@@ -315,7 +333,7 @@ func (l *Log) adopt() error {
 		newest = max(newest, s.head.ordinal)
 		l.meta.incarnation = max(l.meta.incarnation, s.head.incarnation)
 	}
-	if newest < l.meta.begun && l.recovery != RecoverNew {
+	if newest < l.meta.begun && l.meta.begun >= l.meta.oldest && l.recovery != RecoverNew {
 		// Somebody has removed what was logged last: the log can vouch for
 		// nothing, as after a power cut.
 		l.recovery = RecoverPowerCut

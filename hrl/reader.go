@@ -22,6 +22,8 @@ type Segments struct {
 	headers  bool     // read no more than headers and the disks they are followed by
 	closed   func()   // called by Close; may be nil
 	healed   Mark     // gaps and copies before it do not count
+	// copiesKept says that copies are no changes: see Options.CopiesKept.
+	copiesKept bool
 }
 
 // A Segment is one opened segment.
@@ -589,8 +591,8 @@ func (f *Frame) Cut() (epoch uint64, at time.Time, kind CutKind, err error) {
 	return c.epoch, time.Unix(0, c.time), c.kind, err
 }
 
-// touched adds to set what the segment's frames behind the mark changed or named as
-// lost, with disks numbered as in disks.
+// touched adds to set what the segment's frames behind the mark changed, copied (unless
+// that is kept elsewhere) or named as lost, with disks numbered as in disks.
 func (r *Segments) touched(s *Segment, behind Mark, disks []diskState, set *BlockSet) error {
 	if s.Damage != nil {
 		return s.Damage
@@ -614,7 +616,11 @@ func (r *Segments) touched(s *Segment, behind Mark, disks []diskState, set *Bloc
 			return nil
 		}
 		switch f.Kind {
-		case KindWrite, KindZero, KindCopy, KindResize:
+		case KindCopy:
+			if !r.copiesKept {
+				add(f.Disk, f.Off, f.Len)
+			}
+		case KindWrite, KindZero, KindResize:
 			add(f.Disk, f.Off, f.Len)
 		case KindGap:
 			return f.Gap(add)

@@ -169,7 +169,8 @@ func (l *Log) endTailLocked() {
 	}
 	s.surplus = nil
 	s.pre, s.lost = nil, BlockSet{}
-	l.retryAt = time.Now().Add(spareRetry)
+	l.suspect = true
+	l.backOffLocked(time.Since(l.returned) < healthyAfter)
 	l.endSectionLocked(s)
 	l.lossy = true
 	l.sealed = append(l.sealed, s)

@@ -35,6 +35,10 @@
 // stops nobody but itself. What a connection holds in memory is bounded: over
 // the bound it stops receiving, never sending.
 //
+// The protocol has no word for a disk that gets another size: a client is told the size
+// when it connects. Requests are checked against the present one, so beyond a smaller
+// end they fail (EINVAL, for writes ENOSPC), and a larger disk takes them.
+//
 // Submit may hang (a log on a dead disk). Then the monitor gives the loop to a
 // fresh goroutine and the connection's other requests go on.
 package nbd

@@ -76,6 +76,18 @@ func parsePoint(s string) (vm, point string, err error) {
 	return vm, point, checkVM(vm)
 }
 
+// parseVMDisk reads VM/DISK.
+func parseVMDisk(s string) (vm, disk string, err error) {
+	vm, disk, ok := strings.Cut(s, "/")
+	if !ok {
+		return "", "", withHint(usagef("%q names no disk of a VM", s), "write VM/DISK, as `afterimage vm show VM` has them")
+	}
+	if err := checkVM(vm); err != nil {
+		return "", "", err
+	}
+	return vm, disk, withStatus(wire.CheckName("disk", disk), statusUsage)
+}
+
 // parsePointDisk reads VM@POINT/DISK.
 func parsePointDisk(s string) (vm, point, disk string, err error) {
 	first, disk, ok := strings.Cut(s, "/")

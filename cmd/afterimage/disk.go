@@ -19,11 +19,11 @@ import (
 func (a *app) diskCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "disk",
-		Short:   "Create, compare and copy disks",
+		Short:   "Create, compare, copy and resize disks",
 		Example: "  afterimage disk create vm1.raw 20G",
 	}
 	noun(cmd)
-	cmd.AddCommand(a.diskCreateCommand(), a.diskCompareCommand(), a.diskCopyCommand())
+	cmd.AddCommand(a.diskCreateCommand(), a.diskCompareCommand(), a.diskCopyCommand(), a.diskResizeCommand())
 	return cmd
 }
 

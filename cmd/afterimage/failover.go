@@ -114,6 +114,9 @@ func (a *app) startRun(vm string, start func(context.Context, *admin.Client, fun
 		}
 		first := time.Duration(r.FirstReadSeconds * float64(time.Second))
 		fmt.Fprintf(a.stderr, "%s runs from point %v; first read after %v\n", r.Name, r.Point, first.Round(100*time.Microsecond))
+		if len(r.Unreadable) > 0 {
+			fmt.Fprintf(a.stderr, "warning: %s\n", unreadableWords(r.Unreadable))
+		}
 		return a.printURIs(r.Disks)
 	})
 }

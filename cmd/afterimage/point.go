@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,7 +58,8 @@ func (a *app) pointListCommand() *cobra.Command {
 		Use:   "list VM",
 		Short: "List the recovery points of a VM",
 		Long: `List the recovery points of a VM, oldest first, and behind them the branches that
-cancelled failovers have left. On the primary the replica is asked.`,
+cancelled failovers have left. On the primary the replica is asked. "No history" says for
+how long before a point there could be none, because the log did not have all that changed.`,
 		Example: "  afterimage point list web --json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -78,8 +80,14 @@ cancelled failovers have left. On the primary the replica is asked.`,
 					if p.Pinned {
 						remarks = append(remarks, "pinned")
 					}
+					if p.Gap != nil {
+						remarks = append(remarks, fmt.Sprintf("no history for %s before it (%s)", seconds(p.Gap.DurationSeconds), gapReason(p.Gap)))
+					}
 					if p.Damaged {
 						remarks = append(remarks, "DAMAGED: "+oneLine(p.Damage))
+					}
+					if len(p.Unreadable) > 0 {
+						remarks = append(remarks, unreadableWords(p.Unreadable))
 					}
 					rows = append(rows, []string{p.ID, p.Time.Local().Format(time.DateTime), p.Kind, strings.Join(p.Disks, ","),
 						humanize.IBytes(uint64(p.Bytes)), strings.Join(remarks, ", ")})
@@ -88,6 +96,20 @@ cancelled failovers have left. On the primary the replica is asked.`,
 			})
 		},
 	}
+}
+
+// unreadableWords says what of a point its primary could not read.
+func unreadableWords(ranges []admin.Unreadable) string {
+	var bytes int64
+	var disks []string
+	for _, r := range ranges {
+		bytes += r.Bytes
+		if !slices.Contains(disks, r.Disk) {
+			disks = append(disks, r.Disk)
+		}
+	}
+	return fmt.Sprintf("UNREADABLE at the primary: %s of %s, the first at byte %d of %s, where it has older content",
+		humanize.IBytes(uint64(bytes)), strings.Join(disks, ", "), ranges[0].Offset, ranges[0].Disk)
 }
 
 func (a *app) pointServeCommand() *cobra.Command {

@@ -222,8 +222,15 @@ func (a *app) printStatus(r *admin.Replication) error {
 	if r.Points > 0 {
 		rows = append(rows, []string{"points", fmt.Sprint(r.Points)})
 	}
+	for _, g := range r.HistoryGaps {
+		rows = append(rows, []string{"no history", fmt.Sprintf("%s to %s, %s (%s)", g.From.Local().Format(time.DateTime), g.To.Local().Format(time.DateTime),
+			seconds(g.DurationSeconds), gapReason(&g))})
+	}
 	return table(a.stdout, rows)
 }
+
+// gapReason says in words why there is a gap in the history.
+func gapReason(g *admin.HistoryGap) string { return strings.ReplaceAll(g.Reason, "_", " ") }
 
 // watchEvery is how often --watch shows the state.
 const watchEvery = time.Second

@@ -362,3 +362,18 @@ func FuzzStamp(f *testing.F) {
 		}
 	})
 }
+
+// TestUnreadableEnds: an image whose ends cannot be compared counts as changed, and is no
+// error: the disk is copied, as far as it can be read.
+func TestUnreadableEnds(t *testing.T) {
+	dir, err := os.Open(t.TempDir()) // every read fails
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	now := facts{regular: true, size: 4 << 20, mtime: time.Unix(1, 0)}
+	v, err := judge(&record{state: stateClean, size: now.size, mtime: now.mtime}, dir, now)
+	if err != nil || !v.Compare || v.Kind != Changed || v.Reason == "" {
+		t.Errorf("%+v, %v", v, err)
+	}
+}

@@ -106,7 +106,8 @@ func judge(r *record, f *os.File, now facts) (Verdict, error) {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return changed("it has shrunk while it was read"), nil
 	case err != nil:
-		return Verdict{}, err
+		// A copy goes on where something cannot be read (RULES G5).
+		return changed("its ends cannot be read to see whether it is what it was: %v", err), nil
 	case first != r.first:
 		return changed("its first MiB is not what it was when it was closed"), nil
 	case last != r.last:

@@ -23,6 +23,7 @@
 //	fold.go           retention, and the order in which a fold is safe
 //	keeper.go         the goroutine that does both
 //	damage.go         which points rely on what was found damaged
+//	unreadable.go     what the primary could not read, point by point
 //	verify.go         looking for it
 //	run.go            failovers and tests
 //	branch.go         what cancelled ones have left

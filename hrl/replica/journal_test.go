@@ -62,6 +62,10 @@ func goldenRecords() []record {
 		if e > 1 {
 			p.Parent, p.ParentTime = id(e-1), at
 		}
+		if e == 3 {
+			p.Gap = wire.GapPowerCut
+			p.Disks[0].Unreadable = [][2]int64{{4096, 8192}, {64 << 10, 4096}}
+		}
 		out = append(out, record{Kind: kindListed, Time: at, Point: &p})
 	}
 	more := *offer
@@ -121,7 +125,7 @@ func TestGoldenJournal(t *testing.T) {
 	must(t, err)
 	s := p.state
 	if s.Name != "web" || s.Sender != "beta" || s.Keep != 2 || s.Generation != 4 || s.Role != wire.RolePrimary ||
-		len(s.Points) != 4 || !s.Points[0].Retired || !s.Points[2].Pinned || s.Points[3].Damaged != "rot" || s.Points[2].Damaged != "" ||
+		len(s.Points) != 4 || !s.Points[0].Retired || !s.Points[2].Pinned || s.Points[3].Damaged != "rot" || s.Points[2].Damaged != "" || s.Points[2].Gap != wire.GapPowerCut || s.Points[3].Gap != "" ||
 		s.Base != s.Points[0].ID || s.Folds != 1 || len(s.Runs) != 1 || len(s.Branches) != 1 || s.LastBranch != 2 || len(s.Disks) != 2 {
 		t.Errorf("%+v", s)
 	}

@@ -14,7 +14,7 @@ import (
 
 // journalVersion is the version of the journal, of its bytes and of what stands
 // in its records. A reader refuses any other.
-const journalVersion = 1
+const journalVersion = 2
 
 const (
 	journalHeadBytes = 64

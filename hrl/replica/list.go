@@ -39,8 +39,12 @@ func (v *VM) List(p wire.PointInfo) (wire.PointInfo, error) {
 	if n := len(st.Points); n > 0 {
 		p.Damaged = st.Points[n-1].Damaged
 	}
+	p.Disks = slices.Clone(p.Disks) // the caller's stay as they are
 	var err error
 	p.Bytes, err = v.checkPoint(st, &p)
+	if err == nil {
+		err = v.findUnreadable(st, &p)
+	}
 	if err == nil {
 		err = v.fs.SyncDir(filepath.Join(v.dir, layersDir))
 	}
@@ -74,7 +78,7 @@ func (v *VM) mayList() error {
 
 // sameContent reports whether a primary that sends b means a.
 func sameContent(a, b *wire.PointInfo) bool {
-	return a.Parent == b.Parent && a.ParentTime.Equal(b.ParentTime) && a.Kind == b.Kind && a.Time.Equal(b.Time) && slices.EqualFunc(a.Disks, b.Disks, func(x, y wire.PointDisk) bool {
+	return a.Parent == b.Parent && a.ParentTime.Equal(b.ParentTime) && a.Kind == b.Kind && a.Gap == b.Gap && a.Time.Equal(b.Time) && slices.EqualFunc(a.Disks, b.Disks, func(x, y wire.PointDisk) bool {
 		return x.Disk == y.Disk && slices.Equal(x.Layers, y.Layers)
 	})
 }

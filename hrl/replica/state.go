@@ -25,7 +25,8 @@ type state struct {
 	Every      float64   `json:"every_seconds,omitempty"`
 	Quota      int64     `json:"quota,omitempty"` // bytes; 0: none
 
-	// Disks are those offered last, then those offered earlier. Each has a base.
+	// Disks are those offered last, then those offered earlier, with the size of the
+	// offer or of the newest point, whichever came last. Each has a base.
 	Disks []wire.Disk `json:"disks"`
 	Role  wire.Role   `json:"role"`
 
@@ -285,10 +286,13 @@ func (s *state) list(r *record) error {
 		return errRecord
 	}
 	digests := s.digests()
+	disks := slices.Clone(s.Disks)
 	for _, d := range r.Point.Disks {
-		if !slices.ContainsFunc(s.Disks, func(have wire.Disk) bool { return have.Name == d.Name }) {
+		i := slices.IndexFunc(disks, func(have wire.Disk) bool { return have.Name == d.Name })
+		if i < 0 {
 			return errRecord
 		}
+		disks[i].Size = d.Size // it may have been resized since the offer
 		for _, l := range d.Layers {
 			if _, twice := digests[l]; twice {
 				return errRecord
@@ -296,6 +300,7 @@ func (s *state) list(r *record) error {
 			digests[l] = r.Point.ID
 		}
 	}
+	s.Disks = disks
 	s.Points = append(slices.Clone(s.Points), point{PointInfo: *r.Point})
 	s.Generation = max(s.Generation, r.Point.ID.Generation)
 	return nil

@@ -316,6 +316,7 @@ func (p *point) info() wire.PointInfo {
 	i.Disks = slices.Clone(i.Disks)
 	for k := range i.Disks {
 		i.Disks[k].Layers = slices.Clone(i.Disks[k].Layers)
+		i.Disks[k].Unreadable = slices.Clone(i.Disks[k].Unreadable)
 	}
 	return i
 }

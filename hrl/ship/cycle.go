@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
+	"afterimage/blockdev"
 	"afterimage/hrl"
 	"afterimage/hrl/wire"
 )
@@ -68,6 +70,7 @@ func (s *Shipper) round(ctx context.Context) (caughtUp bool, err error) {
 				return false, err
 			}
 		}
+		s.retryUnreadable()
 		if err := s.copyGaps(ctx); err != nil {
 			return false, err
 		}
@@ -89,12 +92,11 @@ func (s *Shipper) round(ctx context.Context) (caughtUp bool, err error) {
 // from behind that: whatever changed before will have been copied.
 func (s *Shipper) gapAll() error {
 	s.resetSession()
-	if !s.state.Whole {
-		s.state.Whole = true
-		if err := s.save(); err != nil {
-			return err
-		}
+	s.state.Whole = true
+	if err := s.save(); err != nil {
+		return err
 	}
+	s.beginSession()
 	for _, d := range s.opt.VM.Disks() {
 		if !d.GapAll() {
 			return fmt.Errorf("disk %s has to be compared, and its log takes no note of that", d.Name)
@@ -104,8 +106,10 @@ func (s *Shipper) gapAll() error {
 	if err != nil {
 		return err
 	}
-	s.session = newSession(&cut)
-	s.session.from, s.session.mark = s.session.label, cut.Mark()
+	s.newSession(&cut)
+	if err := s.readFrom(&cut); err != nil {
+		return err
+	}
 	s.needWhole, s.needCollapse = false, false
 	return nil
 }
@@ -128,8 +132,8 @@ func (s *Shipper) collapse() error {
 		return err
 	}
 	behind := s.state.AckedMark
-	if s.session != nil && s.session.mark != (hrl.Mark{}) {
-		behind = s.session.mark
+	if s.session != nil && s.session.Mark != (hrl.Mark{}) {
+		behind = s.session.Mark
 	}
 	touched, err := log.Evidence(behind)
 	if err != nil {
@@ -137,6 +141,7 @@ func (s *Shipper) collapse() error {
 			return err
 		}
 		s.warn.Warn("the log does not have all that changed: the disks are compared", "log", s.logDir(), "why", err)
+		s.noteGap(wire.GapLogLost)
 		return s.gapAll()
 	}
 	disks := s.opt.VM.Disks()
@@ -146,9 +151,12 @@ func (s *Shipper) collapse() error {
 		}
 	})
 	if s.session == nil {
-		s.session = newSession(&cut)
+		s.beginSession()
+		s.newSession(&cut)
 	}
-	s.session.from, s.session.mark = hrl.Position{Incarnation: cut.Incarnation, Epoch: cut.Epoch}, cut.Mark()
+	if err := s.readFrom(&cut); err != nil {
+		return err
+	}
 	s.needCollapse = false
 	return nil
 }
@@ -175,15 +183,25 @@ func (s *Shipper) cut(ctx context.Context) (*offer, error) {
 		s.noteCaughtUp()
 		return nil, nil
 	}
+	stats := s.opt.VM.Log().Stats()
+	if failures := stats.Failed + stats.Late; failures > s.failures {
+		s.failures = failures
+		if s.session != nil {
+			s.noteGap(wire.GapLogFailed)
+		}
+	}
 	o := &offer{Mark: info.Mark(), Point: wire.PointInfo{
 		ID:     wire.PointID{Generation: s.state.Generation, Incarnation: info.Incarnation, Epoch: info.Epoch},
-		Parent: s.state.Acked.ID, ParentTime: s.state.Acked.Time, Time: info.Time, Kind: wire.KindCrash,
+		Parent: s.state.Acked.ID, ParentTime: s.state.Acked.Time, Time: info.Time, Kind: wire.KindCrash, Gap: s.state.Gap,
 	}}
 	if err := s.build(ctx, o); err != nil {
 		s.removeFiles(o.Files)
 		return nil, s.explain(ctx, err)
 	}
 	s.state.Offers = append(s.state.Offers, *o)
+	if s.session != nil {
+		s.session.Sealed = o.Point.ID
+	}
 	// On record before its first byte leaves (RULES H2).
 	if err := s.save(); err != nil {
 		s.state.Offers = s.state.Offers[:len(s.state.Offers)-1]
@@ -203,9 +221,9 @@ func (s *Shipper) build(ctx context.Context, o *offer) error {
 	span := hrl.Span{P: position(s.state.Acked.ID), Q: position(o.Point.ID)}
 	behind := s.state.AckedMark
 	if s.session != nil {
-		o.Totals = s.session.totals
-		if s.session.from != (hrl.Position{}) {
-			span.From, behind = s.session.from, s.session.mark
+		o.Totals = s.session.Totals
+		if s.session.From != (hrl.Position{}) {
+			span.From, behind = s.session.From, s.session.Mark
 		}
 	}
 	segs, err := s.opt.VM.Log().OpenBehind(behind)
@@ -254,11 +272,11 @@ func (s *Shipper) addLayer(o *offer, disk string, file *hrl.LayerFile) error {
 	f := spooled{Digest: hex.EncodeToString(file.Digest[:]), Bytes: file.Bytes, Raw: file.Data}
 	d := wire.PointDisk{Disk: wire.Disk{Name: disk, Size: size}, Layers: []string{}}
 	if s.session != nil {
-		d.Layers = append(d.Layers, s.session.copies[disk]...)
+		d.Layers = append(d.Layers, s.session.Copies[disk]...)
 	}
 	o.Totals.LoggedBytes += file.Logged
 	o.Totals.LatestBytes += file.Data + file.Zero
-	if file.Data+file.Zero == 0 && len(d.Layers) == 0 && s.sizeOf(disk) == size {
+	if file.Data+file.Zero+file.Lost == 0 && len(d.Layers) == 0 && s.sizeOf(disk) == size {
 		s.removeFiles([]spooled{f}) // the disk is what it was
 	} else {
 		d.Layers = append(d.Layers, f.Digest)
@@ -291,14 +309,17 @@ func (s *Shipper) explain(ctx context.Context, err error) error {
 		// it be missing for another reason, collapse finds out.
 		s.warn.Warn("the log has given up its oldest part: what it touched is copied", "log", s.logDir(), "why", err)
 		s.needCollapse = true
+		s.noteGap(wire.GapLogFull)
 		return errAgain
-	case errors.Is(err, fs.ErrNotExist), s.session != nil && s.session.from != (hrl.Position{}) && unreadable(err):
+	case errors.Is(err, fs.ErrNotExist), s.session != nil && s.session.From != (hrl.Position{}) && unreadable(err):
 		// Somebody has removed it under us, or its open segment is damaged, so that
 		// not even what was logged a moment ago can be read. What is appended goes
 		// nowhere; the guest has not noticed.
 		s.warn.Warn("the log is gone or damaged: it is begun anew, and the disks are compared", "log", s.logDir(), "why", err)
 		// On record first: what is written until there is a log again is nowhere.
 		s.state.Whole = true
+		s.resetSession()
+		s.noteGap(wire.GapLogLost)
 		s.dropOffers()
 		if err := s.save(); err != nil {
 			return err
@@ -311,6 +332,7 @@ func (s *Shipper) explain(ctx context.Context, err error) error {
 	case unreadable(err):
 		s.warn.Warn("the log does not have all that changed: the disks are compared", "log", s.logDir(), "why", err)
 		s.needWhole = true
+		s.noteGap(wire.GapLogLost)
 		return errAgain
 	}
 	return err
@@ -342,7 +364,43 @@ func (s *Shipper) deliver(ctx context.Context, o *offer) error {
 	}
 	s.noteDamaged(listed.Damaged)
 	done := *o
+	done.Point = withUnreadable(done.Point, &listed)
 	return s.acknowledge(&done)
+}
+
+// withUnreadable is the point offered with what the peer says of it that only it knows.
+func withUnreadable(p wire.PointInfo, listed *wire.PointInfo) wire.PointInfo {
+	p.Disks = slices.Clone(p.Disks)
+	for i := range p.Disks {
+		for _, d := range listed.Disks {
+			if d.Name == p.Disks[i].Name {
+				p.Disks[i].Unreadable = d.Unreadable
+			}
+		}
+	}
+	return p
+}
+
+// retryEvery is how often it is tried whether what was unreadable can be read again.
+const retryEvery = time.Hour
+
+// retryUnreadable makes gaps again of what the newest point lacks because it could not be
+// read, and can be read by now: what was wrong may have been the way to the disk.
+func (s *Shipper) retryUnreadable() {
+	if time.Since(s.retried) < retryEvery {
+		return
+	}
+	s.retried = time.Now()
+	for _, p := range s.state.Acked.Disks {
+		for _, d := range s.opt.VM.Disks() {
+			if d.Name != p.Name {
+				continue
+			}
+			for _, r := range p.Unreadable {
+				d.RetryUnreadable(blockdev.Extent{Off: r[0], Len: r[1]})
+			}
+		}
+	}
 }
 
 // put sends a file of the spool.
@@ -358,28 +416,27 @@ func (s *Shipper) put(ctx context.Context, f *spooled) error {
 // acknowledge records that the replica has listed what was offered, and only then
 // forgets what it stood for.
 func (s *Shipper) acknowledge(o *offer) error {
-	before := s.state
+	before, session := s.state, s.session
+	s.session = nil
 	s.state.Acked, s.state.AckedMark, s.state.Offers = o.Point, o.Mark, nil
 	s.state.Totals.add(o.Totals)
 	if !o.Dropped {
-		s.state.Whole, s.state.Evidence = false, false
+		s.state.Whole, s.state.Evidence, s.state.Gap = false, false, ""
+	} else if s.state.Whole || s.state.Evidence {
+		s.noteGap(wire.GapCompared) // where it was the first point, there was none before
 	}
 	if err := s.save(); err != nil {
-		s.state = before
+		s.state, s.session = before, session
 		return err
-	}
-	if !o.Dropped {
-		s.needWhole, s.needCollapse = false, false
 	}
 	if s.sealed == o.Point.ID {
 		for _, d := range s.opt.VM.Disks() {
 			d.AckGaps()
 		}
-		s.session, s.sealed = nil, wire.PointID{}
 	} else {
-		s.resetSession()
 		s.dirty = true
 	}
+	s.resetSession() // of what was copied later nothing is in the point
 	if o.Mark != (hrl.Mark{}) {
 		s.opt.VM.Log().Release(o.Mark)
 	}

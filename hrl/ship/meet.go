@@ -65,6 +65,9 @@ func (s *Shipper) agree(ctx context.Context, st *wire.VMState) error {
 	}
 	for i := range s.state.Offers {
 		if o := s.state.Offers[i]; is(&o.Point) {
+			if err := s.askUnreadable(ctx, &o.Point); err != nil {
+				return err
+			}
 			return s.acknowledge(&o)
 		}
 	}
@@ -93,9 +96,25 @@ func (s *Shipper) agree(ctx context.Context, st *wire.VMState) error {
 	s.state.Acked, s.state.AckedMark = parent, hrl.Mark{}
 	s.state.Generation = max(s.state.Generation, st.Generation, parent.ID.Generation) + 1
 	s.state.Whole, s.state.Offers = true, nil
-	s.needWhole, s.dirty = true, true
+	s.state.Gap = ""
+	s.noteGap(wire.GapCompared)
+	s.dirty = true
 	s.resetSession()
 	return s.save()
+}
+
+// askUnreadable fills in what the answer would have said that did not arrive.
+func (s *Shipper) askUnreadable(ctx context.Context, p *wire.PointInfo) error {
+	points, err := s.opt.Client.Points(ctx, s.opt.ID)
+	if err != nil {
+		return err
+	}
+	for i := range points {
+		if points[i].ID == p.ID {
+			*p = withUnreadable(*p, &points[i])
+		}
+	}
+	return nil
 }
 
 // staged sees to it that what was copied in the session, and what the newest
@@ -106,15 +125,20 @@ func (s *Shipper) staged(st *wire.VMState) (keep []string, err error) {
 	for _, l := range st.Layers {
 		there[l.Digest] = l.Complete
 	}
+	lost := false
 	if s.session != nil {
-		for _, digests := range s.session.copies {
+		for _, digests := range s.session.Copies {
 			for _, d := range digests {
 				if !there[d] {
-					s.resetSession()
-					s.needWhole, s.needCollapse = s.state.Whole, s.state.Evidence
-					break
+					lost = true
 				}
 			}
+		}
+	}
+	if lost {
+		s.resetSession()
+		if err := s.save(); err != nil {
+			return nil, err
 		}
 	}
 	if o := s.pending(); o != nil {
@@ -135,9 +159,12 @@ func (s *Shipper) staged(st *wire.VMState) (keep []string, err error) {
 		}
 	}
 	if s.session != nil {
-		for _, digests := range s.session.copies {
+		for _, digests := range s.session.Copies {
 			keep = append(keep, digests...)
 		}
+	}
+	for _, l := range s.waitingCopies {
+		keep = append(keep, l.file.Digest)
 	}
 	return keep, nil
 }
@@ -156,6 +183,9 @@ func (s *Shipper) giveUp(o *offer) error {
 	files := o.Files
 	o.Dropped, o.Files = true, nil
 	s.dirty = true
+	if s.session != nil {
+		s.session.Sealed = wire.PointID{} // more may be copied before the next offer
+	}
 	if err := s.save(); err != nil {
 		return err
 	}
@@ -169,12 +199,4 @@ func (s *Shipper) removeFiles(files []spooled) {
 	for _, f := range files {
 		_ = s.opt.FS.Remove(s.spoolPath(f.Digest))
 	}
-}
-
-// resetSession gives up what was copied: it is to be copied again.
-func (s *Shipper) resetSession() {
-	for _, d := range s.opt.VM.Disks() {
-		d.ReopenGaps()
-	}
-	s.session, s.sealed = nil, wire.PointID{}
 }

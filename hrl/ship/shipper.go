@@ -26,10 +26,12 @@ type Source interface {
 	Log() *hrl.Log
 	// OpenLog opens the log in dir, makes log and disks agree and turns the tee on
 	// for all disks. Gaps and copies before acked are healed; with evidence set what
-	// the log has behind that is no content. Once they agree, and before anything
+	// the log has behind that is no content; with session given what was delivered
+	// of the gaps counts (filter.CopiesDelivered), and all before it, if it is not zero,
+	// is a gap. Once they agree, and before anything
 	// new is logged, opened is called with what was found of each disk; its error
 	// ends it all.
-	OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence bool, opened func(*hrl.Log, []filter.Recovered) error) error
+	OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence bool, session *hrl.Mark, opened func(*hrl.Log, []filter.Recovered) error) error
 	// StopLog turns the tee off and closes the log.
 	StopLog() error
 }
@@ -47,7 +49,9 @@ type Options struct {
 
 	Every time.Duration // between two points
 	Keep  int           // how many points the replica keeps; 0: as it likes
-	Limit int64         // bytes a second on the line; 0: none
+	Limit int64         // bytes a second on the line; 0: none; see SetLimit
+	// Streams is how many batches of 8 MiB are copied at once where gaps are; 0: 4.
+	Streams int
 
 	State  json.RawMessage             // what Save was given last; nil: nothing yet
 	Save   func(json.RawMessage) error // makes it durable before it returns
@@ -74,16 +78,22 @@ type Shipper struct {
 	warn  *slog.Logger
 
 	// These are the loop's, and Start's before it.
-	state     state
-	met       bool      // the peer has said what it has, and nothing has failed since
-	heard     time.Time // when the peer last answered
-	session   *session  // what has been copied and not acknowledged; may be nil
-	needWhole bool      // the whole disk has to become a gap before the next cut
+	state   state
+	met     bool      // the peer has said what it has, and nothing has failed since
+	heard   time.Time // when the peer last answered
+	session *session  // what has been copied and not acknowledged; may be nil
+	keep    bool      // the session is kept on record
+	// waitingCopies are finished and did not get to the peer: the line broke.
+	waitingCopies []*copyLayer
+	needWhole     bool // the whole disk has to become a gap before the next cut
 	// needCollapse: what the log has touched has to become a gap before the next cut,
 	// and its content does not count any more.
 	needCollapse bool
 	dirty        bool         // something changed since the newest offer, or may have
 	sealed       wire.PointID // the offer to which sealed gaps belong
+	failures     int64        // of the log, as counted at the newest cut
+
+	retried time.Time // when unreadable blocks were last tried again
 
 	wakeup chan struct{} // capacity 1
 	cancel context.CancelFunc
@@ -95,6 +105,8 @@ type Shipper struct {
 	stop    context.CancelFunc // of the cycle under way; nil: none
 	waiting []*waiter          // for the next cycle that begins
 	seen    seen
+	bound   int64   // on the line, in bytes a second; 0: none
+	floor   float64 // what the bound may not be below for now
 }
 
 // A waiter waits for a point with all that had been written when it came.
@@ -137,11 +149,15 @@ func Start(ctx context.Context, o Options) (*Shipper, error) {
 	if o.FS == nil {
 		o.FS = hrl.OS
 	}
+	if o.Streams <= 0 {
+		o.Streams = streamsDefault
+	}
 	s := &Shipper{
 		opt: o, spool: filepath.Join(o.LogDir, "spool"), limit: rate.NewLimiter(rate.Inf, limitBurst), warn: o.Warn,
 		state: st, paused: o.Paused, wakeup: make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	s.seen.state = st
+	s.loadSession()
+	s.seen.state = s.state
 	s.SetLimit(o.Limit)
 	if err := s.openLog(ctx); err != nil {
 		return nil, err
@@ -159,8 +175,12 @@ func (s *Shipper) logDir() string { return filepath.Join(s.opt.LogDir, "log") }
 // openLog opens the log and finds out what it knows. Whether it is the one that
 // the generation belongs to is on record before anything is logged in it.
 func (s *Shipper) openLog(ctx context.Context) error {
-	evidence := s.state.Evidence && !s.state.Whole
-	err := s.opt.VM.OpenLog(ctx, s.logDir(), s.opt.LogQuota, s.state.AckedMark, evidence, func(log *hrl.Log, found []filter.Recovered) error {
+	evidence, mark := s.state.Evidence && !s.state.Whole, (*hrl.Mark)(nil)
+	if ses := s.session; ses != nil {
+		m := ses.Mark
+		evidence, mark = s.state.Evidence && ses.From == hrl.Position{}, &m
+	}
+	err := s.opt.VM.OpenLog(ctx, s.logDir(), s.opt.LogQuota, s.state.AckedMark, evidence, mark, func(log *hrl.Log, found []filter.Recovered) error {
 		id := log.ID()
 		name := hex.EncodeToString(id[:])
 		if name != s.state.Log {
@@ -171,12 +191,25 @@ func (s *Shipper) openLog(ctx context.Context) error {
 			}
 			s.state.Generation++
 			s.state.Whole = true
+			s.session = nil
+			s.noteGap(wire.GapLogLost)
 		}
 		for i := range found {
 			s.state.Whole = s.state.Whole || found[i].Whole != nil
 			s.state.Evidence = s.state.Evidence || found[i].Evidence
+			s.resumeSession(log, i, &found[i])
+			switch f := &found[i]; {
+			case f.Found == hrl.RecoverPowerCut:
+				s.noteGap(wire.GapPowerCut)
+			case f.Whole != nil:
+				s.noteGap(wire.GapCompared)
+			case f.Found == hrl.RecoverKill:
+				if _, open := s.opt.VM.Disks()[i].GapBytes(); open > 0 {
+					s.noteGap(wire.GapLogFailed)
+				}
+			}
 		}
-		if s.state.Whole || s.state.Evidence {
+		if s.need(); s.needWhole || s.needCollapse {
 			s.dropOffers()
 		}
 		return s.save()
@@ -184,8 +217,10 @@ func (s *Shipper) openLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.needWhole, s.needCollapse = s.state.Whole, s.state.Evidence
-	s.session, s.sealed, s.dirty = nil, wire.PointID{}, true
+	s.sealed, s.dirty = wire.PointID{}, true
+	s.dropWaiting()
+	s.resealSession()
+	s.failures = 0
 	return nil
 }
 
@@ -222,15 +257,6 @@ func (s *Shipper) sweepSpool() error {
 		}
 	}
 	return nil
-}
-
-// SetLimit bounds what goes over the line, in bytes a second; 0: no bound.
-func (s *Shipper) SetLimit(bytes int64) {
-	if bytes <= 0 {
-		s.limit.SetLimit(rate.Inf)
-		return
-	}
-	s.limit.SetLimit(rate.Limit(bytes))
 }
 
 // Sync makes a point of now and returns when the replica has listed it. Without a

@@ -31,6 +31,12 @@ type state struct {
 	// touched is a gap, and the next point's layers are made of what was logged
 	// behind a cut that comes after that.
 	Evidence bool `json:"evidence"`
+	// Gap is why the next point comes after a gap in the history, empty: it does not
+	// (wire.PointInfo.Gap). The first reason since Acked counts.
+	Gap string `json:"gap,omitempty"`
+	// Session is what of the session under way is on record; nil: nothing. It is
+	// Shipper.session while the Shipper runs.
+	Session *session `json:"session,omitempty"`
 	// Offers are the points offered since Acked, the newest last. Only that one can
 	// still have its files.
 	Offers []offer `json:"offers,omitempty"`
@@ -95,7 +101,9 @@ func loadState(raw json.RawMessage) (state, error) {
 
 // save makes the state durable. What it says must not be acted upon before.
 func (s *Shipper) save() error {
-	raw, err := json.Marshal(&s.state)
+	st := s.state
+	st.Session = s.keptSession()
+	raw, err := json.Marshal(&st)
 	if err == nil {
 		err = s.opt.Save(raw)
 	}
@@ -107,6 +115,14 @@ func (s *Shipper) save() error {
 	s.seen.state.Offers = append([]offer(nil), s.state.Offers...)
 	s.mu.Unlock()
 	return nil
+}
+
+// noteGap notes why nothing tells what happened between the newest point and the next.
+// Before the first one there is no history.
+func (s *Shipper) noteGap(reason string) {
+	if s.state.Gap == "" && !s.state.Acked.ID.IsZero() {
+		s.state.Gap = reason
+	}
 }
 
 // spoolPath is where a layer lies that waits to be sent.

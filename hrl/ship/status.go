@@ -23,8 +23,9 @@ type seen struct {
 
 	copying   bool
 	copyStart time.Time
-	copyDone  int64
-	copyTotal int64
+	copyBase  int64 // of copied, then
+	copied    int64 // bytes of disks, by this Shipper
+	pace      pace
 }
 
 func (s *Shipper) setRole(r wire.Role) {
@@ -57,7 +58,7 @@ func (s *Shipper) noteAcked(point time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen.caughtUp, s.seen.acked = point, s.seen.logged
-	s.seen.copyDone, s.seen.copyTotal = 0, 0
+	s.seen.pace = pace{}
 }
 
 func (s *Shipper) noteDamaged(why string) {
@@ -66,20 +67,16 @@ func (s *Shipper) noteDamaged(why string) {
 	s.seen.damaged = why
 }
 
-func (s *Shipper) noteCopying(open int64) {
+func (s *Shipper) noteCopying() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen.copying = true
-	if s.seen.copyDone == 0 {
-		s.seen.copyStart = time.Now()
-	}
-	s.seen.copyTotal = s.seen.copyDone + open
+	s.seen.copying, s.seen.copyStart, s.seen.copyBase = true, time.Now(), s.seen.copied
 }
 
 func (s *Shipper) noteBlock(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen.copyDone += n
+	s.seen.copied += n
 }
 
 func (s *Shipper) noteCopied() {
@@ -123,7 +120,11 @@ type Status struct {
 	AckedEpoch   uint64 `json:"acked_epoch"`
 	LogBytes     int64  `json:"log_bytes"` // of segments
 	GapBytes     int64  `json:"gap_bytes"`
-	// Initial tells of copying, first or repeated, while it is under way.
+	// Unreadable says what of the newest point this host's disks could not give, empty:
+	// nothing. Replication goes on all the same.
+	Unreadable string `json:"unreadable,omitempty"`
+	// Initial tells of copying, first or repeated, while it is under way: of all
+	// that has to be copied, how much was, also before a restart.
 	InitialDone  int64   `json:"initial_done"`
 	InitialTotal int64   `json:"initial_total"`
 	ETASeconds   float64 `json:"eta_seconds"` // 0: not known
@@ -140,10 +141,10 @@ const (
 
 // Status returns how the replication is.
 func (s *Shipper) Status() Status {
-	var gap int64
+	var gap, open int64
 	for _, d := range s.opt.VM.Disks() {
-		all, _ := d.GapBytes()
-		gap += all
+		all, still := d.GapBytes()
+		gap, open = gap+all, open+still
 	}
 	var logBytes, logged int64
 	if log := s.opt.VM.Log(); log != nil {
@@ -160,7 +161,7 @@ func (s *Shipper) Status() Status {
 	}
 	if !v.state.Acked.ID.IsZero() {
 		p := v.state.Acked
-		out.LastPoint = &p
+		out.LastPoint, out.Unreadable = &p, p.Unread()
 	}
 	if n := len(v.state.Offers); n > 0 {
 		out.OfferedEpoch = v.state.Offers[n-1].Point.ID.Epoch
@@ -185,9 +186,9 @@ func (s *Shipper) Status() Status {
 		out.State = StateGap
 	}
 	if v.copying {
-		out.InitialDone, out.InitialTotal = v.copyDone, v.copyTotal
-		if spent := time.Since(v.copyStart).Seconds(); v.copyDone > 0 && spent > 0 {
-			out.ETASeconds = float64(v.copyTotal-v.copyDone) / (float64(v.copyDone) / spent)
+		out.InitialDone, out.InitialTotal = gap-open, gap
+		if spent := time.Since(v.copyStart).Seconds(); v.copied > v.copyBase && spent > 0 {
+			out.ETASeconds = float64(open) / (float64(v.copied-v.copyBase) / spent)
 		}
 	}
 	s.judgeLocked(&out)
@@ -218,6 +219,9 @@ func (s *Shipper) judgeLocked(out *Status) {
 	}
 	if s.seen.damaged != "" {
 		say(HealthCritical, "the newest point cannot be started: %s", s.seen.damaged)
+	}
+	if why := s.seen.pace.judge(); why != "" {
+		say(HealthWarning, "%s", why)
 	}
 	switch {
 	case out.State == StateInitial || s.seen.copying:

@@ -18,6 +18,7 @@ import (
 
 	"afterimage/blockdev"
 	"afterimage/filter"
+	"afterimage/hrl"
 	"afterimage/hrl/replica"
 	"afterimage/hrl/replica/server"
 	"afterimage/hrl/replica/server/servertest"
@@ -29,14 +30,18 @@ import (
 // A world is a primary and a replica, both real, on one machine, with a line
 // between them that can be cut.
 type world struct {
-	t     *testing.T
-	rng   *rand.Rand
-	bytes *rand.ChaCha8 // what is written
-	dir   string
-	id    wire.VMID
-	every time.Duration
-	quota int64
-	keep  int
+	t       testing.TB
+	rng     *rand.Rand
+	bytes   *rand.ChaCha8 // what is written
+	dir     string
+	id      wire.VMID
+	every   time.Duration
+	quota   int64
+	keep    int
+	fs      hrl.FS // of the log; nil: the host's
+	boots   byte   // of the host; 0: as it is
+	limit   int64  // on the line
+	streams int    // of copies; 0: the usual number
 
 	ca     *servertest.CA
 	store  *replica.Store
@@ -47,15 +52,17 @@ type world struct {
 	sizes []int64
 	vm    *shim.VM
 	s     *ship.Shipper
+	wrap  func(disk int, dev blockdev.Device) blockdev.Device // may be nil
 
 	mu    sync.Mutex
 	saved json.RawMessage
 
 	model  [][]byte // content of each disk
 	states map[wire.PointID][][]byte
+	old    []byte // that the first disk was once
 }
 
-func newWorld(t *testing.T, seed uint64, sizes ...int64) *world {
+func newWorld(t testing.TB, seed uint64, sizes ...int64) *world {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "ship")
 	if err != nil {
@@ -104,11 +111,18 @@ func (w *world) openStore() {
 // startPrimary opens the VM and begins to ship.
 func (w *world) startPrimary() {
 	w.t.Helper()
-	o := shim.VMOptions{Name: "vm", Warn: quiet(), AppendLimit: -1}
+	o := shim.VMOptions{Name: "vm", Warn: quiet(), AppendLimit: -1, FS: w.fs}
+	if w.boots > 0 {
+		o.Life = func(string) ([32]byte, error) { return [32]byte{w.boots}, nil }
+	}
 	for i, name := range w.disks {
+		var dev blockdev.Device
 		dev, err := blockdev.OpenFile(w.image(i), blockdev.FileOptions{Raw: true})
 		if err != nil {
 			w.t.Fatal(err)
+		}
+		if w.wrap != nil {
+			dev = w.wrap(i, dev)
 		}
 		o.Disks = append(o.Disks, shim.VMDisk{Name: name, Image: w.image(i), Device: dev})
 	}
@@ -121,7 +135,7 @@ func (w *world) startPrimary() {
 	w.mu.Unlock()
 	w.s, err = ship.Start(context.Background(), ship.Options{
 		VM: w.vm, ID: w.id, Name: "vm", Client: w.client, LogDir: filepath.Join(w.dir, "log"), LogQuota: w.quota,
-		Every: w.every, Keep: w.keep, State: state, Warn: quiet(),
+		Every: w.every, Keep: w.keep, Limit: w.limit, Streams: w.streams, State: state, Warn: quiet(),
 		Save: func(b json.RawMessage) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()

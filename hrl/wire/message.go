@@ -26,6 +26,9 @@ const (
 	LayersMax = 16384
 	// PieceMax is the most bytes of a layer in one request.
 	PieceMax = 8 << 20
+	// UnreadableMax is the most ranges of a disk in PointDisk.Unreadable. Where there are
+	// more, neighbours are joined.
+	UnreadableMax = 256
 	// DigestsMax is the most ranges of one DigestRequest.
 	DigestsMax = 1024
 	// DigestLenMax is the most bytes of such a range.
@@ -112,6 +115,10 @@ type PointInfo struct {
 	Time       time.Time   `json:"time"` // of the cut at the primary
 	Kind       string      `json:"kind"` // crash or app
 	Disks      []PointDisk `json:"disks"`
+	// Gap is why the log did not have all that changed since the parent, so that it was
+	// copied: between the times of the two no point could be made. Empty: it had. One of
+	// the reasons below, and for whoever does not know it just a reason.
+	Gap string `json:"gap,omitempty"`
 
 	// Only in answers:
 	Received time.Time `json:"received,omitzero"` // when it was listed
@@ -126,12 +133,51 @@ const (
 	KindApp   = "app"   // applications held still
 )
 
+// Reasons of gaps.
+const (
+	GapPowerCut  = "power_cut"  // what the log had was no content any more (rule R7)
+	GapLogFull   = "log_full"   // its oldest part was given up
+	GapLogLost   = "log_lost"   // it was removed, or damaged
+	GapLogFailed = "log_failed" // appends failed, or came too late
+	GapCompared  = "compared"   // nothing told what had changed: whole disks were compared
+)
+
+// gapMax is the most bytes of a reason.
+const gapMax = 64
+
 // PointDisk is one disk of a point.
 type PointDisk struct {
 	Disk
 	// Layers are the digests, in hex, of the layers over the parent's disk,
 	// the oldest first.
 	Layers []string `json:"layers"`
+	// Unreadable, only in answers, are ranges, offset and length in bytes, in order, that
+	// the primary could not read when the point was made, or an older one and nothing was
+	// written there since: the point has there what the newest point before has.
+	Unreadable [][2]int64 `json:"unreadable,omitempty"`
+}
+
+// Unread says in words what of the point the primary could not read, empty if nothing.
+func (p *PointInfo) Unread() string {
+	var out []string
+	for _, d := range p.Disks {
+		var total int64
+		for _, r := range d.Unreadable {
+			total += r[1]
+		}
+		const named = 4
+		for i, r := range d.Unreadable {
+			if i == named {
+				out = append(out, fmt.Sprintf("and %d more ranges of disk %s, %d bytes in all", len(d.Unreadable)-named, d.Name, total))
+				break
+			}
+			out = append(out, fmt.Sprintf("disk %s [%d, +%d)", d.Name, r[0], r[1]))
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return strings.Join(out, ", ") + ": unreadable at the primary when the point was made, older content stands there"
 }
 
 // DigestRequest asks for the SHA-256 of ranges of a disk as of a point. The
@@ -192,6 +238,12 @@ func (p *PointInfo) Check() error {
 	if p.Kind != KindCrash && p.Kind != KindApp {
 		return fmt.Errorf("point %v is of kind %.40q, which is unknown", p.ID, p.Kind)
 	}
+	if len(p.Gap) > gapMax || strings.ContainsFunc(p.Gap, func(r rune) bool { return r != '_' && (r < 'a' || r > 'z') }) {
+		return fmt.Errorf("point %v comes after a gap of the reason %.*q, which is impossible", p.ID, gapMax, p.Gap)
+	}
+	if p.Gap != "" && p.Parent.IsZero() {
+		return fmt.Errorf("point %v comes after a gap, and is the first", p.ID)
+	}
 	for _, d := range p.Disks {
 		if len(d.Layers) > LayersMax {
 			return fmt.Errorf("disk %s of point %v has %d layers: %d are the most", d.Name, p.ID, len(d.Layers), LayersMax)
@@ -201,8 +253,25 @@ func (p *PointInfo) Check() error {
 				return err
 			}
 		}
+		if err := d.checkUnreadable(); err != nil {
+			return fmt.Errorf("point %v: %w", p.ID, err)
+		}
 	}
 	return checkDisks(len(p.Disks), func(i int) Disk { return p.Disks[i].Disk })
+}
+
+func (d *PointDisk) checkUnreadable() error {
+	if len(d.Unreadable) > UnreadableMax {
+		return fmt.Errorf("disk %s with %d unreadable ranges: %d are the most", d.Name, len(d.Unreadable), UnreadableMax)
+	}
+	last := int64(0)
+	for _, r := range d.Unreadable {
+		if r[0] < last || r[1] <= 0 || r[0] > d.Size || r[1] > d.Size-r[0] {
+			return fmt.Errorf("disk %s of %d bytes with %d unreadable ones at %d", d.Name, d.Size, r[1], r[0])
+		}
+		last = r[0] + r[1]
+	}
+	return nil
 }
 
 // Check says what is impossible about the request.

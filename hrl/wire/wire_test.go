@@ -94,7 +94,7 @@ func TestChecks(t *testing.T) {
 	}
 	point := func(change func(*PointInfo)) *PointInfo {
 		p := &PointInfo{ID: PointID{1, 1, 2}, Parent: PointID{1, 1, 1}, Time: time.Unix(1, 0), Kind: KindCrash,
-			Disks: []PointDisk{{disk("root", 512), []string{digest}}}}
+			Disks: []PointDisk{{Disk: disk("root", 512), Layers: []string{digest}}}}
 		change(p)
 		return p
 	}
@@ -130,6 +130,16 @@ func TestChecks(t *testing.T) {
 		{point(func(p *PointInfo) { p.Parent = PointID{} }), true},
 		{point(func(p *PointInfo) { p.Kind = KindApp }), true},
 		{point(func(p *PointInfo) { p.Disks[0].Layers = nil }), true},
+		{point(func(p *PointInfo) { p.Disks[0].Unreadable = [][2]int64{{0, 512}} }), true},
+		{point(func(p *PointInfo) { p.Disks[0].Unreadable = [][2]int64{{0, 1024}} }), false},
+		{point(func(p *PointInfo) { p.Disks[0].Unreadable = [][2]int64{{-512, 512}} }), false},
+		{point(func(p *PointInfo) { p.Disks[0].Unreadable = [][2]int64{{256, 256}, {0, 128}} }), false},
+		{point(func(p *PointInfo) { p.Disks[0].Unreadable = make([][2]int64, UnreadableMax+1) }), false},
+		{point(func(p *PointInfo) { p.Gap = GapPowerCut }), true},
+		{point(func(p *PointInfo) { p.Gap = "one_of_a_newer_host" }), true},
+		{point(func(p *PointInfo) { p.Gap, p.Parent = GapPowerCut, PointID{} }), false},
+		{point(func(p *PointInfo) { p.Gap = "Power cut" }), false},
+		{point(func(p *PointInfo) { p.Gap = strings.Repeat("a", gapMax+1) }), false},
 		{point(func(p *PointInfo) { p.Parent = p.ID }), false},
 		{point(func(p *PointInfo) { p.Parent = PointID{1, 1, 3} }), false},
 		{point(func(p *PointInfo) { p.Parent = PointID{0, 1, 1} }), false},

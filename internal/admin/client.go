@@ -68,6 +68,11 @@ func (c *Client) RemoveVM(ctx context.Context, name string) error {
 	return c.ask(ctx, "DELETE", vmPath(name), nil, nil)
 }
 
+// Resize gives a disk of a VM another size, durably.
+func (c *Client) Resize(ctx context.Context, vm, disk string, r ResizeDisk) (out Resized, err error) {
+	return out, c.ask(ctx, "POST", vmPath(vm, "disks", url.PathEscape(disk), "resize"), r, &out)
+}
+
 // AllowPeer lets hosts replicate to this one.
 func (c *Client) AllowPeer(ctx context.Context, a AllowPeer) (p Peer, err error) {
 	return p, c.ask(ctx, "POST", "/v1/peers", a, &p)

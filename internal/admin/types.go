@@ -64,6 +64,21 @@ type Disk struct {
 	LogDir string `json:"log_dir"` // empty while the VM is not replicated
 }
 
+// ResizeDisk asks to give a disk another size.
+type ResizeDisk struct {
+	Size int64 `json:"size"` // bytes
+	// Shrink says that what lies beyond a smaller size is not needed any more.
+	Shrink bool `json:"shrink,omitempty"`
+}
+
+// Resized is a disk that has another size now.
+type Resized struct {
+	VM   string `json:"vm"`
+	Disk string `json:"disk"`
+	Size int64  `json:"size"` // bytes
+	Was  int64  `json:"was"`
+}
+
 // AllowPeer lets hosts replicate to this one.
 type AllowPeer struct {
 	Pattern string `json:"pattern"` // of the identity; * stands for any characters, ? for one
@@ -138,6 +153,19 @@ type Replication struct {
 	Initial *Initial `json:"initial,omitempty"`
 	// Points is how many the replica lists.
 	Points int `json:"points"`
+	// HistoryGaps are the gaps in the history before the points that are listed, the
+	// oldest first. A primary has heard of them from the replica.
+	HistoryGaps []HistoryGap `json:"history_gaps"`
+}
+
+// A HistoryGap is a span of time in which no point could be made, because the log did
+// not have all that changed: it was copied from the disks, for the point at its end.
+type HistoryGap struct {
+	From   time.Time `json:"from"`   // the time of the point before it
+	To     time.Time `json:"to"`     // of the point behind it
+	Reason string    `json:"reason"` // power_cut, log_full, log_lost, log_failed or compared
+	// DurationSeconds is from From to To.
+	DurationSeconds float64 `json:"duration_seconds"`
 }
 
 // States of a replication.
@@ -181,6 +209,18 @@ type Point struct {
 	Pinned  bool      `json:"pinned"`
 	Damaged bool      `json:"damaged"`
 	Damage  string    `json:"damage,omitempty"` // what is damaged
+	// Unreadable are the ranges that the primary could not read when the point was made:
+	// it has older content there. That is no damage here, and nothing is refused for it.
+	Unreadable []Unreadable `json:"unreadable,omitempty"`
+	// Gap is the gap in the history before the point, if there is one.
+	Gap *HistoryGap `json:"gap,omitempty"`
+}
+
+// Unreadable is a range of a disk that could not be read.
+type Unreadable struct {
+	Disk   string `json:"disk"`
+	Offset int64  `json:"offset"` // bytes
+	Bytes  int64  `json:"bytes"`
 }
 
 // KindBranch is what a cancelled failover had written, from its point on. The
@@ -231,6 +271,8 @@ type Run struct {
 	// FirstReadSeconds is how long it took from the request, without the
 	// check, until the first bytes of every disk were read; 0 in lists.
 	FirstReadSeconds float64 `json:"first_read_seconds,omitempty"`
+	// Unreadable are the ranges of the point that its primary could not read.
+	Unreadable []Unreadable `json:"unreadable,omitempty"`
 	// Error says why the run is not served.
 	Error string `json:"error,omitempty"`
 }

@@ -4,6 +4,7 @@
 //
 //	TestReal…    needs real peers (qemu-io, nbdcopy, fio): `make deps`
 //	TestKill…    kills processes in the middle of their work, and takes longer
+//	TestSim…     plays random histories of both hosts, for a given time (package sim)
 //	TestLab…     boots a VM with a kernel of its own (package vmlab): `make deps`
 //	TestRoot…    needs root: compiled as the user, run through sudo
 //	Test…Allocs  counts allocations: left out under the race detector, whose
@@ -14,7 +15,7 @@
 // try every nth case: package testenv says how many. With SOAK=n in the environment
 // (`make soak`) both stages play n times the rounds of unit, and try every case.
 //
-// Usage: citest [-fuzztime D] unit|race|real|kill|lab|root|fuzz...
+// Usage: citest [-fuzztime D] unit|race|sim|real|kill|lab|root|fuzz...
 //
 //	main.go    the stages and the last line      events.go  what go test -json says
 //	source.go  which package has which tests     root.go    tests that need root
@@ -51,6 +52,8 @@ var stages = []stage{
 		// its end, and the tests of the commands start hundreds. MODEL_TIME is
 		// how long package filter's models of concurrent clients run.
 		env: []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=20", "MODEL_TIME=9s"}, soak: []string{"MODEL_TIME=5m"}},
+	{name: "sim", what: "random histories of both hosts, simulated", budget: 90 * time.Second, prefix: "TestSim",
+		env: []string{"SIM_TIME=60s"}, soak: []string{"SIM_TIME=1h"}},
 	{name: "real", what: "real clients and servers", budget: 3 * time.Minute, prefix: "TestReal"},
 	{name: "kill", what: "processes killed at their work", budget: 90 * time.Second, prefix: "TestKill"},
 	{name: "lab", what: "tests in a VM with a kernel of its own", budget: 5 * time.Minute, prefix: "TestLab"},
@@ -58,7 +61,7 @@ var stages = []stage{
 }
 
 // special matches the names of tests that have a stage of their own.
-const special = "^Test(Real|Kill|Lab|Root)"
+const special = "^Test(Sim|Real|Kill|Lab|Root)"
 
 // limit ends a package's tests that hang; go test prints every goroutine then.
 const (

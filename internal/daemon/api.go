@@ -31,6 +31,10 @@ func (d *Daemon) handler() http.Handler {
 		return none{}, d.remove(r.Context(), vmOf(r))
 	}))
 
+	mux.Handle("POST /v1/vms/{vm}/disks/{disk}/resize", answer(func(r *http.Request, s admin.ResizeDisk) (admin.Resized, error) {
+		return d.resize(r.Context(), vmOf(r), r.PathValue("disk"), s)
+	}))
+
 	mux.Handle("GET /v1/peers", answer(func(*http.Request, none) ([]admin.Peer, error) { return d.peerList(), nil }))
 	mux.Handle("POST /v1/peers", answer(func(_ *http.Request, a admin.AllowPeer) (admin.Peer, error) { return d.allowPeer(a) }))
 	mux.Handle("DELETE /v1/peers", answer(func(r *http.Request, _ none) (none, error) {

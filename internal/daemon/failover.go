@@ -129,6 +129,11 @@ func (r *run) info() admin.Run {
 	if r.failure != nil {
 		info.Error = r.failure.Error()
 	}
+	for _, p := range r.vm.Points() {
+		if p.ID == r.at.Point {
+			info.Unreadable = unreadableOf(p)
+		}
+	}
 	if r.shim != nil {
 		for _, q := range r.shim.Disks() {
 			export := exportName(r.name, q.Name)

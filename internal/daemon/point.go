@@ -55,7 +55,38 @@ func pointInfo(p wire.PointInfo) admin.Point {
 	for _, disk := range p.Disks {
 		info.Disks = append(info.Disks, disk.Name)
 	}
+	info.Unreadable = unreadableOf(p)
+	if p.Gap != "" {
+		gap := gapBefore(p)
+		info.Gap = &gap
+	}
 	return info
+}
+
+// gapBefore describes the gap in the history before a point that has one.
+func gapBefore(p wire.PointInfo) admin.HistoryGap {
+	return admin.HistoryGap{From: p.ParentTime, To: p.Time, Reason: p.Gap, DurationSeconds: p.Time.Sub(p.ParentTime).Seconds()}
+}
+
+// historyGaps are those before points.
+func historyGaps(points []wire.PointInfo) []admin.HistoryGap {
+	gaps := []admin.HistoryGap{}
+	for _, p := range points {
+		if p.Gap != "" {
+			gaps = append(gaps, gapBefore(p))
+		}
+	}
+	return gaps
+}
+
+// unreadableOf are the ranges of a point that the primary could not read.
+func unreadableOf(p wire.PointInfo) (list []admin.Unreadable) {
+	for _, disk := range p.Disks {
+		for _, r := range disk.Unreadable {
+			list = append(list, admin.Unreadable{Disk: disk.Name, Offset: r[0], Bytes: r[1]})
+		}
+	}
+	return list
 }
 
 // pinPoint keeps a point, or lets go of it.

@@ -253,6 +253,7 @@ func (d *Daemon) disable(ctx context.Context, name string) error {
 	v.mu.Lock()
 	shipper, client := v.shipper, v.client
 	v.shipper, v.client, v.rep, v.kept, v.failure = nil, nil, nil, nil, nil
+	v.points, v.gaps = 0, nil
 	v.mu.Unlock()
 	var errs []error
 	if shipper != nil {

@@ -143,18 +143,42 @@ func (d *Daemon) statusList(ctx context.Context) []admin.Replication {
 // countPatience bounds how long a peer is waited for that has to count.
 const countPatience = 2 * time.Second
 
-// countPoints asks the peer how many points it lists. The rest of the state is
-// known here, so one that has not answered lately is not asked.
+// countPoints asks the peer which points it lists. The rest of the state is
+// known here, so one that has not answered lately is not asked: then it is what it
+// had said before.
 func (v *vm) countPoints(ctx context.Context, st *admin.Replication) {
-	client, err := v.peer()
-	if err != nil || st.Health != admin.HealthNormal || st.LastPoint == nil {
+	if st.LastPoint == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, countPatience)
-	defer cancel()
-	if points, err := client.Points(ctx, v.rec.ID); err == nil {
-		st.Points = len(points)
+	client, err := v.peer()
+	if err == nil && st.Health == admin.HealthNormal {
+		ctx, cancel := context.WithTimeout(ctx, countPatience)
+		defer cancel()
+		if points, err := client.Points(ctx, v.rec.ID); err == nil {
+			v.mu.Lock()
+			v.points, v.gaps = len(points), historyGaps(points)
+			v.mu.Unlock()
+		}
 	}
+	v.mu.Lock()
+	st.Points = v.points
+	st.HistoryGaps = append(st.HistoryGaps, v.gaps...)
+	shipper := v.shipper
+	v.mu.Unlock()
+	if shipper != nil {
+		judgeUnreadable(st, shipper.Status().Unreadable)
+	}
+}
+
+// judgeUnreadable says in the state what of the newest point the primary could not read.
+func judgeUnreadable(st *admin.Replication, what string) {
+	if what == "" {
+		return
+	}
+	if st.Health == admin.HealthNormal {
+		st.Health = admin.HealthWarning
+	}
+	st.Reasons = append(st.Reasons, "point "+st.LastPoint.ID.String()+": "+what)
 }
 
 // judgeCertificate says in the state that this host's certificate expires soon, or
@@ -187,7 +211,7 @@ func (v *vm) status() admin.Replication {
 	if rep == nil { // it has just been ended
 		rep = new(replicationRecord)
 	}
-	st := admin.Replication{VM: v.rec.Name, Role: admin.RolePrimary, Peer: rep.To, EverySeconds: rep.EverySeconds, Reasons: []string{}}
+	st := admin.Replication{VM: v.rec.Name, Role: admin.RolePrimary, Peer: rep.To, EverySeconds: rep.EverySeconds, Reasons: []string{}, HistoryGaps: []admin.HistoryGap{}}
 	if shipper == nil {
 		st.State, st.Health = admin.StateGap, admin.HealthCritical
 		why := "the VM is being opened"
@@ -219,7 +243,7 @@ func (v *vm) status() admin.Replication {
 // replicaStatus is the state of the replication, as the replica knows it.
 func (d *Daemon) replicaStatus(r *replica.VM) admin.Replication {
 	st := admin.Replication{VM: r.Name(), Role: admin.RoleReplica, Peer: r.Sender(), State: admin.StateReplicating,
-		Health: admin.HealthNormal, Reasons: []string{}}
+		Health: admin.HealthNormal, Reasons: []string{}, HistoryGaps: []admin.HistoryGap{}}
 	if why := r.Broken(); why != nil {
 		st.Health, st.Reasons = admin.HealthCritical, append(st.Reasons, why.Error())
 		return st
@@ -231,7 +255,7 @@ func (d *Daemon) replicaStatus(r *replica.VM) admin.Replication {
 		st.State = admin.StateFailedOver
 	}
 	points := r.Points()
-	st.Points = len(points)
+	st.Points, st.HistoryGaps = len(points), historyGaps(points)
 	if len(points) == 0 {
 		st.State = admin.StateInitial
 		return st
@@ -242,6 +266,7 @@ func (d *Daemon) replicaStatus(r *replica.VM) admin.Replication {
 	if st.State == admin.StateReplicating {
 		st.LagSeconds = max(0, time.Since(newest.Time).Seconds())
 	}
+	judgeUnreadable(&st, newest.Unread())
 	for _, p := range points {
 		if p.Damaged != "" {
 			st.Health = admin.HealthWarning

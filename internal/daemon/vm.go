@@ -40,6 +40,8 @@ type vm struct {
 	kept    json.RawMessage // what the shipper had saved last
 	client  *ship.Client
 	shipper *ship.Shipper // nil: not replicated, or its log cannot be opened
+	points  int           // that the replica listed when it was asked last
+	gaps    []admin.HistoryGap
 
 	again chan struct{} // room for one: something is to be opened
 }

@@ -5,6 +5,7 @@
 //	vm.go    the disks of a VM with one log, opened and closed in the order that keeps data
 //	track.go what is tracked beside the images: hot extents, gaps, the stamp
 //	cool.go  the goroutine that clears marks by rule R4
+//	room.go  what a log leaves to images on the same file system
 //	life.go  is this still the boot and the mounts of the last time?
 //	note.go  what lies beside an image
 //

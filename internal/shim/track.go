@@ -26,8 +26,8 @@ const (
 type track struct {
 	hot   *hot.Map
 	gaps  *gap.Map
-	pend  *gap.Map
-	sent  *gap.Map
+	pend  *gap.Map // what of the gaps has to be copied
+	sent  *gap.Map // of what older copies may be at the replica
 	stamp *stamp.Stamp
 
 	foundHot  *hot.Found

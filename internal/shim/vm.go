@@ -116,8 +116,9 @@ type LogOptions struct {
 	// Evidence says that what it holds behind that is no content (filter.Found).
 	Acked    hrl.Mark
 	Evidence bool
-	// Session says that what has been delivered of the gaps counts (filter.Found).
-	Session bool
+	// Session, if not nil, says that what has been delivered of the gaps counts
+	// (filter.Found).
+	Session *hrl.Mark
 	// Opened is called when log and disks agree, before anything new is logged
 	// and before anything doubtful is forgotten; what must be on record by then
 	// is made durable in it. With an error the VM is not logged. May be nil.
@@ -144,6 +145,9 @@ func (v *VM) StartLog(ctx context.Context, o LogOptions) ([]filter.Recovered, er
 			v.gap(s)
 			return v.syncGaps()
 		}
+	}
+	if v.opt.FS == hrl.OS {
+		opt.Room = func(bytes int64) bool { return v.room(o.Dir, bytes) }
 	}
 	var err error
 	if opt.Life, err = v.opt.Life(o.Dir); err != nil {
@@ -199,7 +203,7 @@ func (v *VM) startLog(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *
 }
 
 // OpenLog is StartLog as package ship asks for it.
-func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence, session bool, opened func(*hrl.Log, []filter.Recovered) error) error {
+func (v *VM) OpenLog(ctx context.Context, dir string, quota int64, acked hrl.Mark, evidence bool, session *hrl.Mark, opened func(*hrl.Log, []filter.Recovered) error) error {
 	_, err := v.StartLog(ctx, LogOptions{Dir: dir, Quota: quota, Acked: acked, Evidence: evidence, Session: session, Opened: opened})
 	return err
 }
@@ -226,7 +230,11 @@ func (v *VM) recover(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *L
 	}
 	f := filter.Found{Log: found, Acked: o.Acked, Evidence: o.Evidence, Session: o.Session}
 	if found != hrl.RecoverNew && (o.Evidence || found == hrl.RecoverPowerCut) {
-		f.Changed, f.ChangedErr = log.Evidence(o.Acked)
+		behind := o.Acked
+		if o.Session != nil && *o.Session != (hrl.Mark{}) {
+			behind = *o.Session
+		}
+		f.Changed, f.ChangedErr = log.Evidence(behind)
 	}
 	var out []filter.Recovered
 	for i, d := range v.disks {
@@ -262,6 +270,16 @@ func (v *VM) syncGaps() error {
 		}
 	}
 	return nil
+}
+
+// Resize gives a disk another size, in bytes; it is durable when it returns. Nothing
+// of the guest's is under way meanwhile, and a log has it before the image (RULES L2).
+// A crash in between leaves a log with a size that the image does not have, which the
+// next StartLog notices.
+func (v *VM) Resize(disk *filter.Disk, size int64) error {
+	v.starting.Lock() // an opening log asks for the sizes
+	defer v.starting.Unlock()
+	return disk.Resize(size)
 }
 
 // StopLog turns the tee off and closes the log, after the disks have been made
