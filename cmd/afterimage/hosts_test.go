@@ -113,7 +113,12 @@ func (h *hostProcess) decode(v any, args ...string) {
 // add adds a VM with a new image for each disk, and returns their URIs.
 func (h *hostProcess) add(vm string, size int64, disks ...string) []string {
 	h.t.Helper()
-	args := []string{"vm", "add", vm, "--log-quota", "256M"}
+	return h.addQuota("256M", vm, size, disks...)
+}
+
+func (h *hostProcess) addQuota(quota, vm string, size int64, disks ...string) []string {
+	h.t.Helper()
+	args := []string{"vm", "add", vm, "--log-quota", quota}
 	for _, disk := range disks {
 		path := filepath.Join(h.dir, vm+"-"+disk+".raw")
 		if err := blockdev.CreateFile(path, size); err != nil {
