@@ -17,9 +17,11 @@
 //	segment.go   from spare to tail to sealed to spare again
 //	sync.go      making the log durable, and noting how far it is
 //	evidence.go  what a log is good for after a power cut
+//	reclaim.go   what is given up at the quota, or for want of room
 //	release.go   what nothing needs any more; reading what lies behind a mark
 //	place.go     where cuts lie, so that such a reader need not look for them
 //	giveup.go    room for a disk that has none
+//	close.go     the end of a log
 //	keeper.go    the goroutine that prepares, seals and writes behind
 //	cut.go       ending an epoch
 //	reader.go    segments and their frames, forwards and backwards
