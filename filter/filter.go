@@ -45,7 +45,8 @@ type Filter struct {
 	locks   lockTable
 	barrier sync.Mutex // held while the tee is changed
 	gaps    gapMap
-	track   Tracking  // changed while nothing is logged
+	// track is never nil; it is changed while nothing is logged.
+	track   atomic.Pointer[Tracking]
 	marking sync.Once // the map of hot extents has failed
 	// untracked says that something was written while nothing was logged.
 	untracked atomic.Bool
@@ -107,6 +108,7 @@ func New(dev blockdev.Device, o Options) (*Filter, error) {
 	}
 	f.info.BlockSize, f.info.MemAlign, f.info.Slow = 1, 1, false
 	f.info.Preferred = max(info.Preferred, 4096)
+	f.track.Store(&Tracking{Marked: func() {}})
 	f.drained = sync.NewCond(&f.drain)
 	f.flusher.sync = f.syncDisk
 	f.syncs.changed.L = &f.syncs.mu
@@ -144,7 +146,7 @@ func (f *Filter) Reopen() error { return f.latch.clear() }
 // long after the log had it: the log can vouch for nothing (RULES F6).
 func (f *Filter) syncFailed(why error) error {
 	first, err := f.latch.set(f.info.Name, why)
-	if h := f.track.Hot; h != nil {
+	if h := f.track.Load().Hot; h != nil {
 		h.Freeze()
 	}
 	if first {
@@ -161,7 +163,7 @@ func (f *Filter) AttachLog(log *hrl.Log, disk hrl.DiskID) {
 	defer f.barrier.Unlock()
 	var t *tee
 	if log != nil {
-		t = &tee{log, disk, f.track.Hot}
+		t = &tee{log, disk, f.track.Load().Hot}
 	}
 	f.locks.setTee(t)
 }
@@ -245,7 +247,7 @@ func (f *Filter) growMaps(size int64) error {
 	if size < f.dev.Size() {
 		return nil
 	}
-	if h := f.track.Hot; h != nil {
+	if h := f.track.Load().Hot; h != nil {
 		if err := h.Grow(size); err != nil {
 			return err
 		}

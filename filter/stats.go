@@ -106,7 +106,7 @@ func (f *Filter) Stats() Stats {
 			"read": c.Read.Stats(), "flush": c.Flush.Stats(),
 		},
 	}
-	if h := f.track.Hot; h != nil {
+	if h := f.track.Load().Hot; h != nil {
 		s := h.Stats()
 		out.Hot = &s
 	}

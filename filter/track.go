@@ -32,7 +32,7 @@ func (f *Filter) Track(t Tracking) {
 	if t.Marked == nil {
 		t.Marked = func() {}
 	}
-	f.track = t
+	f.track.Store(&t)
 	f.marking = sync.Once{}
 	f.gaps.keepIn(&t)
 }
@@ -46,7 +46,7 @@ func (f *Filter) mark(h *hot.Map, off, length int64) {
 	err := h.Mark(off, length)
 	f.stats.Mark.record(blockdev.Monotonic() - begin)
 	if err == nil {
-		f.track.Marked()
+		f.track.Load().Marked()
 		return
 	}
 	// From now on nothing says which extents may differ after a power cut. The
@@ -66,4 +66,4 @@ func (f *Filter) Untracked() bool { return f.untracked.Load() }
 func (f *Filter) SyncGaps() error { return f.gaps.sync() }
 
 // Tracked returns the disk's tracking.
-func (f *Filter) Tracked() Tracking { return f.track }
+func (f *Filter) Tracked() Tracking { return *f.track.Load() }

@@ -216,7 +216,7 @@ func (a *app) printStatus(r *admin.Replication) error {
 	rows = append(rows, []string{"lag", seconds(r.LagSeconds) + ", " + bytes(r.LagBytes)}, []string{"generation", fmt.Sprint(r.Generation)})
 	if r.Role == admin.RolePrimary {
 		rows = append(rows, []string{"a point every", seconds(r.EverySeconds)}, []string{"log", bytes(r.LogBytes)},
-			[]string{"to be copied", bytes(r.GapBytes)},
+			[]string{"to be copied", bytes(r.GapBytes)}, []string{"hot", bytes(r.HotBytes) + " to be compared after a power cut"},
 			[]string{"shipped", bytes(r.ShippedBytes) + ", " + bytes(r.ShippedRawBytes) + " before compression"})
 	}
 	if r.Points > 0 {

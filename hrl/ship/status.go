@@ -120,6 +120,8 @@ type Status struct {
 	AckedEpoch   uint64 `json:"acked_epoch"`
 	LogBytes     int64  `json:"log_bytes"` // of segments
 	GapBytes     int64  `json:"gap_bytes"`
+	// HotBytes is how much of the disks is compared at least after a power cut.
+	HotBytes int64 `json:"hot_bytes"`
 	// Unreadable says what of the newest point this host's disks could not give, empty:
 	// nothing. Replication goes on all the same.
 	Unreadable string `json:"unreadable,omitempty"`
@@ -141,10 +143,13 @@ const (
 
 // Status returns how the replication is.
 func (s *Shipper) Status() Status {
-	var gap, open int64
+	var gap, open, hot int64
 	for _, d := range s.opt.VM.Disks() {
 		all, still := d.GapBytes()
 		gap, open = gap+all, open+still
+		if h := d.Tracked().Hot; h != nil {
+			hot += h.Stats().HotBytes
+		}
 	}
 	var logBytes, logged int64
 	if log := s.opt.VM.Log(); log != nil {
@@ -157,7 +162,7 @@ func (s *Shipper) Status() Status {
 	out := Status{
 		State: StateReplicating, Health: HealthNormal, Reasons: []string{},
 		Generation: v.state.Generation, AckedEpoch: v.state.Acked.ID.Epoch, OfferedEpoch: v.state.Acked.ID.Epoch,
-		LogBytes: logBytes, GapBytes: gap, Totals: v.state.Totals,
+		LogBytes: logBytes, GapBytes: gap, HotBytes: hot, Totals: v.state.Totals,
 	}
 	if !v.state.Acked.ID.IsZero() {
 		p := v.state.Acked

@@ -149,6 +149,8 @@ type Replication struct {
 	LoggedBytes int64 `json:"logged_bytes"`
 	LatestBytes int64 `json:"latest_bytes"`
 	GapBytes    int64 `json:"gap_bytes"` // to be copied, for the log does not have them
+	// HotBytes is how much of the disks would have to be compared after a power cut.
+	HotBytes int64 `json:"hot_bytes"`
 	// Initial is the first copy, while it is under way.
 	Initial *Initial `json:"initial,omitempty"`
 	// Points is how many the replica lists.

@@ -230,7 +230,7 @@ func (v *vm) status() admin.Replication {
 		st.ReceivedEpoch, st.DurableEpoch = p.ID.Epoch, p.ID.Epoch
 	}
 	st.LagSeconds, st.LagBytes = shipped.LagSeconds, shipped.LagBytes
-	st.LogBytes, st.GapBytes = shipped.LogBytes, shipped.GapBytes
+	st.LogBytes, st.GapBytes, st.HotBytes = shipped.LogBytes, shipped.GapBytes, shipped.HotBytes
 	st.ShippedBytes, st.ShippedRawBytes = shipped.Totals.ShippedBytes, shipped.Totals.ShippedRawBytes
 	st.LoggedBytes, st.LatestBytes = shipped.Totals.LoggedBytes, shipped.Totals.LatestBytes
 	if shipped.InitialTotal > 0 {
