@@ -14,7 +14,7 @@ type source struct {
 	byPackage map[string][]string // "./dir" to function names
 }
 
-var funcName = regexp.MustCompile(`(?m)^func ((?:TestReal|TestKill|TestLab|TestRoot|Fuzz)\w*)\(`)
+var funcName = regexp.MustCompile(`(?m)^func ((?:TestSim|TestReal|TestKill|TestLab|TestRoot|Fuzz)\w*)\(`)
 
 // scan reads the test files beneath root, a module.
 func scan(root string) (*source, error) {
