@@ -276,11 +276,11 @@ func FuzzMap(f *testing.F) {
 	})
 }
 
-// TestKilledBetweenRenameAndSync: a map is made in place of one that is not readable,
+// TestRenamedAndNotSynced: a map is made in place of one that is not readable,
 // and its maker dies, or fails, before the new name is durable. The next process
 // finds the new file and relies on it; the power cut after that must not bring back
 // the old one, which knows nothing of what was marked since.
-func TestKilledBetweenRenameAndSync(t *testing.T) {
+func TestRenamedAndNotSynced(t *testing.T) {
 	for _, how := range []string{"killed", "failed"} {
 		fs := newVolatileFS()
 		m := fresh(t, fs, 100*mib, Options{})

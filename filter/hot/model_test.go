@@ -56,7 +56,7 @@ func TestModel(t *testing.T) {
 // stands the test that has its scenario for good.
 func TestModelSeeds(t *testing.T) {
 	for _, s := range []struct{ seed, round uint64 }{
-		{10574022049612641223, 232}, // TestKilledBetweenRenameAndSync
+		{10574022049612641223, 232}, // TestRenamedAndNotSynced
 	} {
 		var sum modelSum
 		newWorld(t, s.seed, s.round, &sum).run()
