@@ -47,3 +47,30 @@ func TestCopyPastTheCache(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestReopenDropsTheCache: once a disk is reopened, guest and copies see what it has.
+func TestReopenDropsTheCache(t *testing.T) {
+	faulty := faultdev.New(blockdev.NewMem(1 << 20))
+	disk, err := faultdev.NewVolatile(faulty)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &queueDevice{dev: disk, Filter: newFilter(t, disk, Options{})}
+	if err := ask(d, blockdev.OpWrite, 0, 0, bytes.Repeat([]byte{7}, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	faulty.Add(faultdev.Rule{Op: blockdev.OpFlush, Err: syscall.EIO, Times: 1})
+	if err := ask(d, blockdev.OpFlush, 0, 0, nil); err == nil {
+		t.Fatal("the flush did not fail")
+	}
+	if err := d.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4096)
+	if err := ask(d, blockdev.OpRead, 0, 0, b); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b, make([]byte, 4096)) {
+		t.Errorf("it reads %d, and the disk never got it", b[0])
+	}
+}

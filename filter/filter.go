@@ -109,6 +109,7 @@ func New(dev blockdev.Device, o Options) (*Filter, error) {
 	f.info.BlockSize, f.info.MemAlign, f.info.Slow = 1, 1, false
 	f.info.Preferred = max(info.Preferred, 4096)
 	f.track.Store(&Tracking{Marked: func() {}})
+	f.gaps.size = dev.Size()
 	f.drained = sync.NewCond(&f.drain)
 	f.flusher.sync = f.syncDisk
 	f.syncs.changed.L = &f.syncs.mu
@@ -139,7 +140,16 @@ func (f *Filter) Latched() error { return f.latch.err() }
 
 // Reopen is the operator's word that the disk may be called durable again. It
 // comes after Recover, which has to know that it could not be.
-func (f *Filter) Reopen() error { return f.latch.clear() }
+// What is in memory may be newer than the disk (RULES F6): it is dropped first, so that
+// guest and copies see what the disk has.
+func (f *Filter) Reopen() error {
+	if d, ok := f.dev.(blockdev.CacheDropper); ok && f.latch.err() != nil {
+		if err := d.DropCache(0, f.Size()); err != nil {
+			return fmt.Errorf("%s: drop what is in memory of it: %w", f.info.Name, err)
+		}
+	}
+	return f.latch.clear()
+}
 
 // syncFailed latches that a sync of the disk failed, and returns what is latched.
 // What was written and is not durable may now vanish from the page cache,

@@ -30,6 +30,7 @@ import (
 type gapMap struct {
 	// mu is held while the files are written, but not while they are synced.
 	mu      sync.Mutex
+	size    int64        // of the disk
 	file    *gap.Map     // nil: there is none
 	pending *gap.Map     // nil: what was copied is forgotten with the process
 	maybe   *gap.Map     // of which older copies may lie at the replica; nil: sent has it
@@ -216,7 +217,7 @@ func (g *gapMap) sync() error {
 func (g *gapMap) resize(size int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, m := range []*gap.Map{g.file, g.pending, g.maybe} {
+	for _, m := range []*gap.Map{g.file, g.pending} {
 		if m == nil {
 			continue
 		}
@@ -224,7 +225,37 @@ func (g *gapMap) resize(size int64) error {
 			return err
 		}
 	}
-	return nil
+	was := g.size
+	g.size = size
+	if g.maybe != nil {
+		if err := g.maybe.Resize(size); err != nil {
+			return err
+		}
+	}
+	if size <= was {
+		return nil
+	}
+	// Of what comes anew the replica may have older copies, if the disk was as large once
+	// before in the same session.
+	return g.maySentLocked(was, size-was)
+}
+
+// maySent says that older copies of a range may lie at the replica.
+func (g *gapMap) maySent(off, length int64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.maySentLocked(off, length)
+}
+
+func (g *gapMap) maySentLocked(off, length int64) error {
+	if g.maybe == nil {
+		g.sent.Add(0, off, length)
+		return nil
+	}
+	if err := g.maybe.Add(off, length); err != nil {
+		return err
+	}
+	return g.maybe.Sync()
 }
 
 // next returns the first open run that reaches behind byte off.

@@ -249,6 +249,11 @@ type again struct {
 // resized logs that the disk's size changed while nobody logged it: what the
 // log says of the bytes between must not come back (RULES L2).
 func (a *again) resized(old, size int64) {
+	// Of what came anew the replica may have older copies. If that cannot be noted the
+	// map is broken, and no session goes on.
+	if size > old {
+		_ = a.f.gaps.maySent(old, size-old)
+	}
 	if g := a.tee.note(hrl.ResizeEntry(a.tee.disk, old, size)); g != nil {
 		a.tee.log.Finished(g)
 		return

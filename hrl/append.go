@@ -230,6 +230,11 @@ func (l *Log) buildLocked(o *op) {
 				fallthrough
 			case KindWrite, KindZero:
 				s.sec.set.Add(e.Disk, e.Off, e.Len)
+			case KindCopy:
+				// What was copied lies elsewhere; what could not be read does not.
+				if bytes.Equal(e.Data, unreadableDigest[:]) {
+					s.sec.set.Add(e.Disk, e.Off, e.Len)
+				}
 			case KindGap:
 				s.noted = append(s.noted, bytes.Clone(e.Data))
 				_ = eachRun(e.Data, l.touched.Add)

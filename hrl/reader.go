@@ -1,6 +1,7 @@
 package hrl
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -617,7 +618,7 @@ func (r *Segments) touched(s *Segment, behind Mark, disks []diskState, set *Bloc
 		}
 		switch f.Kind {
 		case KindCopy:
-			if !r.copiesKept {
+			if !r.copiesKept || bytes.Equal(f.Payload, unreadableDigest[:]) {
 				add(f.Disk, f.Off, f.Len)
 			}
 		case KindWrite, KindZero, KindResize:

@@ -85,6 +85,12 @@ func openJournal(fsys hrl.FS, path string) (*journal, *state, error) {
 		if err := j.rewrite(p.state); err != nil {
 			return nil, p.state, errors.Join(err, j.close())
 		}
+		return j, p.state, nil
+	}
+	// A process that was killed may have left its last record, and the journal's name,
+	// in memory alone. What is listed from now on counts as acknowledged.
+	if err := errors.Join(f.Sync(), fsys.SyncDir(filepath.Dir(path))); err != nil {
+		return nil, p.state, errors.Join(fmt.Errorf("journal %s: %w", path, err), j.close())
 	}
 	return j, p.state, nil
 }

@@ -128,13 +128,22 @@ func (v *VM) closeTracks(clean bool) error {
 	return err
 }
 
-// syncUntracked makes durable what was written before the disk was logged: no mark
-// tells of it, and copies may be made of it from now on.
-func (v *VM) syncUntracked(d *filter.Disk) error {
-	if !d.Untracked() {
+// syncUntracked makes durable what was written before the disk was logged, by this process
+// or another: no mark tells of it, and copies may be made of it from now on. Only where
+// all writes since the last sync were marked there is nothing to do. A disk that cannot be made
+// durable any more is compared whole whenever it is opened, so that it may go on.
+func (v *VM) syncUntracked(d *filter.Disk, t *track, found *filter.Recovered) error {
+	same := t.verdict != nil && t.verdict.Kind == stamp.Same
+	marked := found.Found == hrl.RecoverKill || found.Found != hrl.RecoverNew && same
+	if marked && found.Whole == nil && !d.Untracked() {
 		return nil
 	}
-	return d.Flush()
+	err := d.Flush()
+	var latched *filter.LatchedError
+	if errors.As(err, &latched) {
+		return nil
+	}
+	return err
 }
 
 // placeFor is the directory for what belongs to a disk, or empty.

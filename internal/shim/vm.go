@@ -195,8 +195,13 @@ func (v *VM) startLog(ctx context.Context, log *hrl.Log, found hrl.Recovery, o *
 	}
 	for i, d := range v.disks {
 		d.AttachLog(log, hrl.DiskID(i))
-		if err := v.syncUntracked(d); err != nil {
-			return nil, err
+	}
+	for i, d := range v.disks {
+		if err := v.syncUntracked(d, v.tracks[i], &out[i]); err != nil {
+			for _, d := range v.disks {
+				d.AttachLog(nil, 0)
+			}
+			return nil, fmt.Errorf("make %s durable: %w", d.Name, err)
 		}
 	}
 	return out, nil

@@ -39,6 +39,7 @@ const (
 	cutNowhere    = iota
 	cutBeforeList // the point is not listed
 	cutAfterList  // it is, and nobody hears of it
+	cutForGood    // it is not, and the line stays down
 )
 
 // stored is the store as the server has it, with a line that breaks at a point.
@@ -68,7 +69,10 @@ func (l listing) List(p wire.PointInfo) (wire.PointInfo, error) {
 	where := l.w.cutAt
 	l.w.cutAt = cutNowhere
 	l.w.mu.Unlock()
-	if where == cutBeforeList {
+	if where == cutBeforeList || where == cutForGood {
+		if where == cutForGood {
+			l.w.line.set(true, false)
+		}
 		l.w.line.cutNow()
 		return p, errLine
 	}
