@@ -41,7 +41,8 @@ type Found struct {
 //
 // Steps with a map that can be read, and what a crash after each leaves:
 //
-//  1. room allocated that should be there already: leaves the map as it was
+//  1. its name made durable, and room allocated that should be there already: leaves
+//     the map as it was
 //  2. damaged pages written, and after an unclean end all others with gaps, for
 //     they may be in no more than the page cache, and not even dirty: leaves the map as it was
 //  3. all synced, and the header stored, state open: leaves an unclean map with
@@ -78,6 +79,10 @@ func (m *Map) open(fresh bool) (Found, error) {
 	}
 	m.file = f
 	if err := f.Lock(); err != nil {
+		return Found{}, err
+	}
+	// Whoever made it may have been killed before its name was durable.
+	if err := m.fs.SyncDir(filepath.Dir(m.path)); err != nil {
 		return Found{}, err
 	}
 	found, err := m.load(size)
