@@ -46,7 +46,7 @@ test: need-go
 	@GO=$(GO) .ci/deps --check >/dev/null || GO=$(GO) .ci/deps
 	@$(MAKE) --no-print-directory build lint
 	$(GO) run ./internal/citest unit race sim real kill lab root
-	@$(MAKE) --no-print-directory sim-mutants THIRD=$$(($$(date +%j | sed 's/^0*//') % 3 + 1)) MUTANT_TIME=40s
+	@$(MAKE) --no-print-directory sim-mutants THIRD=$$(($$(date +%j | sed 's/^0*//') % 3 + 1)) MUTANT_TIME=2m
 
 # The tests of `make check`, with SOAK times the rounds and all cases: for hours.
 SOAK ?= 10
