@@ -25,6 +25,7 @@
 //	keeper.go    the goroutine that prepares, seals and writes behind
 //	cut.go       ending an epoch
 //	reader.go    segments and their frames, forwards and backwards
+//	window.go    a piece of a segment in memory
 //	coverage.go  which sectors have been seen, by windows of the address space
 //	latest.go    reverse coalescing: the newest version of every sector
 //	replay.go    applying a log to an image
